@@ -1,0 +1,1 @@
+"""Functional operators on sparse voxels and points, one family a file."""
