@@ -1,0 +1,335 @@
+"""SparseTensor and PointTensor: features on voxels and on points, with the kernel maps of those voxels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pointlib.ops.coords import check_coords
+from pointlib.ops.kernel_map import (
+    ConvSpec,
+    KernelMap,
+    Triple,
+    build_generative_map,
+    build_kernel_map,
+    to_triple,
+)
+
+
+class Sites:
+    """An immutable set of active voxels and every kernel map that starts or ends there.
+
+    Tensors on the same voxels hold the same Sites, so a map is built once and found by its whole ConvSpec; the
+    voxels themselves are part of the key, as the cache belongs to them. A strided convolution records itself at
+    its output too, where `inverse` finds the way back.
+
+    Attributes:
+        coords: (N, 4) int32 `[batch, x, y, z]`, distinct; x, y, z in voxels of this resolution.
+        stride: (x, y, z), size of a voxel here in input voxels.
+        spatial_shape: Extent (x, y, z) in voxels of this resolution, or None where it is unbounded.
+        batch_size: Number of batch entries, empty ones counted.
+    """
+
+    def __init__(
+        self,
+        coords: Tensor,
+        stride: int | Sequence[int] = 1,
+        spatial_shape: int | Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        check_coords(coords, "SparseTensor")
+        self.coords = coords.contiguous()
+        self.stride = to_triple(stride, "SparseTensor", "stride", 1)
+        self.spatial_shape = (
+            None
+            if spatial_shape is None
+            else to_triple(spatial_shape, "SparseTensor", "spatial_shape", 0)
+        )
+        if batch_size is None:
+            batch_size = int(coords[:, 0].max()) + 1 if len(coords) else 0
+        self.batch_size = batch_size
+        self._outgoing: dict[ConvSpec, tuple[Sites, KernelMap]] = {}
+        self._incoming: dict[ConvSpec, tuple[Sites, KernelMap]] = {}
+        self._generative: dict[ConvSpec, tuple[Sites, KernelMap]] = {}
+        self._floors: dict[Triple, Sites] = {}
+
+    def __len__(self) -> int:
+        return len(self.coords)
+
+    def conv(self, spec: ConvSpec) -> tuple[Sites, KernelMap]:
+        """Output voxels and kernel map of a convolution from here, built at the first call."""
+        found = self._outgoing.get(spec)
+        if found is None:
+            known = self._floors.get(spec.stride) if spec.relation == "minkowski" else None
+            coords, kernel_map = build_kernel_map(
+                self.coords, spec, self.spatial_shape, None if known is None else known.coords
+            )
+            if spec.relation == "submanifold":
+                known = self
+            elif known is None:
+                shape = (
+                    None if self.spatial_shape is None else spec.output_shape(self.spatial_shape)
+                )
+                known = Sites(coords, self._scaled_stride(spec), shape, self.batch_size)
+            if spec.relation == "minkowski":
+                self._floors[spec.stride] = known
+            found = self._outgoing[spec] = (known, kernel_map)
+            known._incoming[spec] = (self, kernel_map.transpose())
+        return found
+
+    def inverse(self, spec: ConvSpec) -> tuple[Sites, KernelMap]:
+        """The finer voxels that `spec` led from to here, and its map from right to left.
+
+        Raises:
+            ValueError: If no convolution of that spec led here.
+        """
+        found = self._incoming.get(spec)
+        if found is None:
+            known = ", ".join(str(s) for s in self._incoming) or "none"
+            raise ValueError(
+                f"transposed convolution: x must come from a convolution of {spec}, whose voxels it restores; "
+                f"those that led to x: {known}. Use one of them, or generative=True to make new voxels."
+            )
+        return found
+
+    def generative(self, spec: ConvSpec) -> tuple[Sites, KernelMap]:
+        """Every finer voxel that a transposed convolution of `spec` reaches, and its map."""
+        found = self._generative.get(spec)
+        if found is None:
+            stride: list[int] = []
+            for mine, step in zip(self.stride, spec.stride, strict=True):
+                if mine % step:
+                    raise ValueError(
+                        f"transposed convolution: stride must divide the tensor's stride {self.stride}, "
+                        f"got {spec.stride}."
+                    )
+                stride.append(mine // step)
+            coords, kernel_map = build_generative_map(self.coords, spec)
+            fine = Sites(coords, (stride[0], stride[1], stride[2]), None, self.batch_size)
+            found = self._generative[spec] = (fine, kernel_map)
+        return found
+
+    def to(self, device: torch.device | str) -> Sites:
+        """These voxels on `device`, without the cached maps; itself where it is there already."""
+        if self.coords.device == torch.device(device):
+            return self
+        return Sites(self.coords.to(device), self.stride, self.spatial_shape, self.batch_size)
+
+    def _scaled_stride(self, spec: ConvSpec) -> Triple:
+        x, y, z = (a * b for a, b in zip(self.stride, spec.stride, strict=True))
+        return (x, y, z)
+
+
+class SparseTensor:
+    """Features on sparse voxels. Immutable: every method returns a new tensor.
+
+    Args:
+        feats: (N, C) float features.
+        coords: (N, 4) int32 `[batch, x, y, z]`, distinct, x, y, z in voxels of this tensor's resolution. Rows may
+            come in any order; lexicographic order, as `voxelize` gives, is the fastest.
+        stride: Size of a voxel in input voxels; int or (x, y, z).
+        spatial_shape: Extent in voxels of this resolution; None leaves it unbounded. It matters to the `spconv`
+            relation and to `dense`.
+        batch_size: Number of batch entries; None takes the largest batch index + 1.
+
+    Raises:
+        TypeError, ValueError: If a dtype or shape is not as above. Duplicates are found by the first kernel map.
+
+    Example:
+        >>> x = SparseTensor(torch.ones(2, 1), torch.tensor([[0, 0, 0, 0], [0, 0, 0, 1]]).int())
+        >>> x.num_channels, x.batch_size, len(x)
+        (1, 1, 2)
+    """
+
+    def __init__(
+        self,
+        feats: Tensor,
+        coords: Tensor,
+        stride: int | Sequence[int] = 1,
+        spatial_shape: int | Sequence[int] | None = None,
+        batch_size: int | None = None,
+    ) -> None:
+        sites = Sites(coords, stride, spatial_shape, batch_size)
+        _check_rows("SparseTensor", feats, sites.coords)
+        self.feats = feats
+        self.sites = sites
+
+    @classmethod
+    def on(cls, sites: Sites, feats: Tensor) -> SparseTensor:
+        """Features on voxels known already; the cached maps are shared.
+
+        Args:
+            sites: N voxels.
+            feats: (N, C).
+        """
+        _check_rows("SparseTensor.on", feats, sites.coords)
+        tensor = object.__new__(cls)
+        tensor.feats = feats
+        tensor.sites = sites
+        return tensor
+
+    @property
+    def coords(self) -> Tensor:
+        """(N, 4) int32 `[batch, x, y, z]`."""
+        return self.sites.coords
+
+    @property
+    def stride(self) -> Triple:
+        """Size (x, y, z) of a voxel in input voxels."""
+        return self.sites.stride
+
+    @property
+    def spatial_shape(self) -> Triple | None:
+        """Extent (x, y, z) in voxels, or None."""
+        return self.sites.spatial_shape
+
+    @property
+    def batch_size(self) -> int:
+        """Number of batch entries."""
+        return self.sites.batch_size
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return self.feats.shape[1]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the features are."""
+        return self.feats.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Dtype of the features."""
+        return self.feats.dtype
+
+    def __len__(self) -> int:
+        return len(self.feats)
+
+    def __repr__(self) -> str:
+        return (
+            f"SparseTensor(num_voxels={len(self)}, num_channels={self.num_channels}, stride={self.stride}, "
+            f"batch_size={self.batch_size}, dtype={self.dtype}, device={self.device})"
+        )
+
+    def with_feats(self, feats: Tensor) -> SparseTensor:
+        """The same voxels, and their cached maps, with other features (N, C')."""
+        return SparseTensor.on(self.sites, feats)
+
+    def to(self, *args: Any, **kwargs: Any) -> SparseTensor:
+        """As torch.Tensor.to for the features; the voxels follow to the device. Maps stay behind on a move."""
+        feats = self.feats.to(*args, **kwargs)
+        return SparseTensor.on(self.sites.to(feats.device), feats)
+
+    def dense(
+        self, origin: Sequence[int] | None = None, shape: Sequence[int] | None = None
+    ) -> Tensor:
+        """Write the features into a dense grid.
+
+        Args:
+            origin: Voxel (x, y, z) at index (0, 0, 0) of the grid; 0 by default.
+            shape: Extent (x, y, z); `spatial_shape` by default, else just large enough.
+
+        Returns:
+            (batch_size, C, X, Y, Z), 0 where there is no voxel. Differentiable.
+
+        Raises:
+            ValueError: If a voxel lies outside the grid.
+        """
+        low = torch.tensor([0, *(origin or (0, 0, 0))], device=self.device)
+        index = self.coords.long() - low
+        extent = shape or self.spatial_shape
+        if extent is None:
+            extent = (index[:, 1:].amax(0) + 1).tolist() if len(index) else [0, 0, 0]
+        size = torch.tensor([self.batch_size, *extent], device=self.device)
+        if len(index) and bool(((index < 0) | (index >= size)).any()):
+            raise ValueError(
+                f"SparseTensor.dense: voxels must lie in [origin, origin + shape), got {index[:, 1:].amin(0).tolist()} "
+                f"to {index[:, 1:].amax(0).tolist()} relative to origin, for shape {tuple(extent)}. "
+                "Give origin and shape, or crop first."
+            )
+        grid = self.feats.new_zeros(*size.tolist(), self.num_channels)
+        grid = grid.index_put(tuple(index.unbind(1)), self.feats)
+        return grid.permute(0, 4, 1, 2, 3)
+
+    @classmethod
+    def from_dense(cls, grid: Tensor) -> SparseTensor:
+        """Keep the voxels of a dense grid that hold any non-zero feature.
+
+        Args:
+            grid: (B, C, X, Y, Z).
+        """
+        if grid.dim() != 5:
+            raise ValueError(
+                f"SparseTensor.from_dense: grid must be (B, C, X, Y, Z), got {tuple(grid.shape)}."
+            )
+        last = grid.permute(0, 2, 3, 4, 1)
+        index = (last != 0).any(-1).nonzero()
+        feats = last[tuple(index.unbind(1))]
+        x, y, z = grid.shape[2:]
+        return cls(feats, index.int(), 1, (x, y, z), grid.shape[0])
+
+
+class PointTensor:
+    """Features on points, in units of the finest voxels. Immutable.
+
+    Args:
+        feats: (N, C) float features.
+        coords: (N, 4) float `[batch, x, y, z]`; x, y, z in voxels of stride 1, fractions allowed.
+
+    Raises:
+        TypeError, ValueError: If a dtype or shape is not as above.
+    """
+
+    def __init__(self, feats: Tensor, coords: Tensor) -> None:
+        if not coords.is_floating_point():
+            raise TypeError(
+                f"PointTensor: coords must be floating [batch, x, y, z], got {coords.dtype}. Convert with .float()."
+            )
+        if coords.dim() != 2 or coords.shape[1] != 4:
+            raise ValueError(
+                f"PointTensor: coords must be (N, 4) [batch, x, y, z], got {tuple(coords.shape)}."
+            )
+        _check_rows("PointTensor", feats, coords)
+        self.feats = feats
+        self.coords = coords
+        self.cache: dict[Any, Any] = {}
+        """What is computed once for these points, keyed by what it was computed against."""
+
+    @property
+    def num_channels(self) -> int:
+        """C."""
+        return self.feats.shape[1]
+
+    def __len__(self) -> int:
+        return len(self.feats)
+
+    def with_feats(self, feats: Tensor) -> PointTensor:
+        """The same points, and what is cached for them, with other features (N, C')."""
+        points = PointTensor(feats, self.coords)
+        points.cache = self.cache
+        return points
+
+    def to(self, *args: Any, **kwargs: Any) -> PointTensor:
+        """As torch.Tensor.to for the features; the coordinates follow to the device only."""
+        feats = self.feats.to(*args, **kwargs)
+        return PointTensor(feats, self.coords.to(feats.device))
+
+
+def _check_rows(caller: str, feats: Tensor, coords: Tensor) -> None:
+    if feats.dim() != 2 or feats.shape[0] != coords.shape[0]:
+        raise ValueError(
+            f"{caller}: feats must be (N, C) with one row a coordinate, got {tuple(feats.shape)} "
+            f"for {coords.shape[0]} coordinates."
+        )
+    if not feats.is_floating_point():
+        raise TypeError(
+            f"{caller}: feats must be floating, got {feats.dtype}. Convert with .float()."
+        )
+    if feats.device != coords.device:
+        raise ValueError(
+            f"{caller}: feats and coords must be on one device, got {feats.device} and {coords.device}."
+        )
