@@ -1,0 +1,72 @@
+# `make demo` and `make test` need python3 (3.10 or newer) and make; everything else they install into $(VENV).
+# Variables: PYTHON (the interpreter), VENV (the environment), TORCH (what pip installs as torch where it is missing).
+
+PYTHON ?= python3
+VENV ?= .venv
+# The default build of torch on Linux carries the CUDA libraries (gigabytes). Without a GPU, name a CPU build instead:
+# make demo TORCH="torch --index-url <the CPU index named on pytorch.org>"
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.pointlib-installed
+DEMO := runs/demo
+NATIVE_SOURCES := $(shell find cuda pointlib tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' 2>/dev/null)
+
+.PHONY: help demo test test-fast lint format install wheel clean
+.DELETE_ON_ERROR:
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+demo: $(INSTALLED)  ## train on synthetic street scenes, score and draw held-out ones; under 10 minutes on 2 cores
+	$(BIN)/python tools/prepare_data.py synthetic --root $(DEMO)/data
+	$(BIN)/python tools/train.py --config configs/synthetic/spvcnn_demo.yaml --data.root $(DEMO)/data
+	$(BIN)/python tools/evaluate.py --checkpoint $(DEMO)/last.ckpt --data.root $(DEMO)/data
+	$(BIN)/python tools/visualize.py --checkpoint $(DEMO)/last.ckpt --data.root $(DEMO)/data --out $(DEMO)/pictures
+
+test: lint  ## lint, types, then every test and every example in a docstring
+	$(BIN)/python -m pytest --doctest-modules --durations=10 $(PYTEST_ARGS) pointlib tests
+
+test-fast: $(INSTALLED)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
+
+lint: $(INSTALLED)  ## ruff, mypy and clang-format; changes nothing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+ifneq ($(NATIVE_SOURCES),)
+	$(BIN)/clang-format --dry-run --Werror $(NATIVE_SOURCES)
+endif
+
+format: $(INSTALLED)  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix-only .
+	$(BIN)/ruff format .
+ifneq ($(NATIVE_SOURCES),)
+	$(BIN)/clang-format -i $(NATIVE_SOURCES)
+endif
+
+install: $(INSTALLED)  ## make the environment, with pointlib in it in editable form
+
+wheel: $(INSTALLED)  ## build dist/*.whl and dist/*.tar.gz
+	$(BIN)/python -m build
+
+clean:  ## remove what was built and every cache; keeps the environment and runs/
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+	  echo "make: PYTHON must be Python 3.10 or newer, got $$($(PYTHON) --version 2>&1)." >&2; \
+	  echo "      Install one and name it: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "make: the venv module of $(PYTHON) must be installed. On Debian and Ubuntu:" >&2; \
+	  echo "      apt install python3-venv    (as root), then run make again" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# An old pip cannot do editable installs from pyproject.toml; a new enough one is left alone.
+$(INSTALLED): pyproject.toml setup.py | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "pip>=23"
+	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
+	$(BIN)/python -m pip install --editable ".[dev]"
+	@touch $@
