@@ -1,0 +1,47 @@
+"""Writing files so that a reader, a kill or a full disk never leaves half of one under the final name."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from pathlib import Path
+
+
+def write_file(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:
+    """Write a whole file or nothing; an earlier file of that name stays intact until the new one is complete.
+
+    The content goes to a temporary name in the same folder, is forced to the disk and then renamed. Missing folders
+    are made.
+
+    Args:
+        path: The file.
+        content: What it will hold; text is encoded as UTF-8.
+
+    Raises:
+        OSError: It cannot be written; the temporary file has been removed.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content.encode("utf-8") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself durable; some network file systems cannot, and lose nothing that was there before."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
