@@ -152,8 +152,10 @@ class SparseTensor:
         spatial_shape: int | Sequence[int] | None = None,
         batch_size: int | None = None,
     ) -> None:
+        check_coords(coords, "SparseTensor")
+        _check_rows("SparseTensor", feats, coords)
+        _check_batch(coords, batch_size)
         sites = Sites(coords, stride, spatial_shape, batch_size)
-        _check_rows("SparseTensor", feats, sites.coords)
         self.feats = feats
         self.sites = sites
 
@@ -332,4 +334,17 @@ def _check_rows(caller: str, feats: Tensor, coords: Tensor) -> None:
     if feats.device != coords.device:
         raise ValueError(
             f"{caller}: feats and coords must be on one device, got {feats.device} and {coords.device}."
+        )
+
+
+def _check_batch(coords: Tensor, batch_size: int | None) -> None:
+    if coords.is_meta or not len(coords):
+        low, high = 0, -1
+    else:
+        low, high = (int(bound) for bound in torch.aminmax(coords[:, 0]))
+    if low < 0:
+        raise ValueError(f"SparseTensor: coords must have batch indices >= 0, got {low}.")
+    if batch_size is not None and batch_size < max(high + 1, 0):
+        raise ValueError(
+            f"SparseTensor: batch_size must be at least the largest batch index + 1 = {high + 1}, got {batch_size}."
         )

@@ -55,6 +55,10 @@ class Conv3d(nn.Module):
         relation: Relation | None = None,
     ) -> None:
         super().__init__()
+        if in_channels < 1 or out_channels < 1:
+            raise ValueError(
+                f"Conv3d: in_channels and out_channels must be at least 1, got {in_channels} and {out_channels}."
+            )
         if groups < 1 or in_channels % groups or out_channels % groups:
             raise ValueError(
                 f"Conv3d: groups must divide in_channels and out_channels, got groups {groups}, "
@@ -86,6 +90,11 @@ class Conv3d(nn.Module):
         if x.num_channels != self.in_channels:
             raise ValueError(
                 f"Conv3d: x must have {self.in_channels} channels, got {x.num_channels}."
+            )
+        if x.dtype != self.kernel.dtype and not torch.is_autocast_enabled(x.device.type):
+            raise TypeError(
+                f"Conv3d: x must have the parameters' dtype {self.kernel.dtype}, got {x.dtype}. "
+                "Convert one of them with .to(), or use torch.autocast."
             )
         if self.is_pointwise and self.groups == 1 and self.spec.padding == (0, 0, 0):
             weight: Tensor = self.kernel.t()
