@@ -53,7 +53,7 @@ wheel: $(INSTALLED)  ## build dist/*.whl and dist/*.tar.gz
 
 clean:  ## remove what was built and every cache; keeps the environment and runs/
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+	find benchmarks pointlib tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \

@@ -157,18 +157,29 @@ def test_make_explains_itself() -> None:
         assert f"make {target} " in done.stdout
 
 
-def test_make_refuses_an_old_python(tmp_path: Path) -> None:
+OLD = '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1"\nexit 1\n'
+WITHOUT_VENV = '#!/bin/sh\ncase "$2" in *version_info*) exit 0;; esac\nexit 1\n'
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        (OLD, "PYTHON must be Python 3.10 or newer, got Python 3.8.1"),
+        (WITHOUT_VENV, "apt install python3-venv"),
+    ],
+)
+def test_make_names_what_python_lacks(tmp_path: Path, script: str, message: str) -> None:
     if shutil.which("make") is None:
         pytest.skip("needs make")
-    old = tmp_path / "python"
-    old.write_text('#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.8.1"\nexit 1\n')
-    old.chmod(0o755)
+    python = tmp_path / "python"
+    python.write_text(script)
+    python.chmod(0o755)
     done = subprocess.run(
-        ["make", "install", f"PYTHON={old}", f"VENV={tmp_path / 'venv'}"],
+        ["make", "install", f"PYTHON={python}", f"VENV={tmp_path / 'venv'}"],
         cwd=ROOT,
         capture_output=True,
         text=True,
     )
     assert done.returncode != 0
-    assert "PYTHON must be Python 3.10 or newer, got Python 3.8.1" in done.stderr
+    assert message in done.stderr
     assert not (tmp_path / "venv").exists()
