@@ -1,0 +1,80 @@
+"""Datasets, augmentation, voxelization and batches, and files of point clouds."""
+
+from __future__ import annotations
+
+from pointlib.data.kitti_calibration import (
+    read_calibration,
+    read_camera_poses,
+    read_lidar2world,
+    read_times,
+)
+from pointlib.data.label_map import LabelMap, load_label_map
+from pointlib.data.mix import LaserMix, MixTransform, PolarMix, RandomChoice, Transform
+from pointlib.data.point_cloud_io import read_points, write_points
+from pointlib.data.sample import (
+    IGNORE_INDEX,
+    BadSampleError,
+    PointCloudSample,
+    SegmentationBatch,
+    VoxelSample,
+    collate_segmentation,
+)
+from pointlib.data.sampler import EpochSampler, SampleKey
+from pointlib.data.segmentation import (
+    ScanSource,
+    SegmentationDataset,
+    segmentation_transforms,
+)
+from pointlib.data.semantic_kitti import RawLabels, SemanticKITTI, read_labels, write_labels
+from pointlib.data.transforms import (
+    PointRangeCrop,
+    RandomFlip,
+    RandomJitter,
+    RandomPointDrop,
+    RandomRotateZ,
+    RandomScale,
+    RandomTranslate,
+)
+from pointlib.data.voxelize import VoxelizeSegmentation
+
+__all__ = [
+    # data sets and batches
+    "SemanticKITTI",
+    "ScanSource",
+    "SegmentationDataset",
+    "EpochSampler",
+    "SampleKey",
+    "PointCloudSample",
+    "VoxelSample",
+    "SegmentationBatch",
+    "collate_segmentation",
+    "BadSampleError",
+    "IGNORE_INDEX",
+    # augmentation and voxels
+    "segmentation_transforms",
+    "Transform",
+    "MixTransform",
+    "RandomRotateZ",
+    "RandomScale",
+    "RandomFlip",
+    "RandomTranslate",
+    "RandomJitter",
+    "RandomPointDrop",
+    "PointRangeCrop",
+    "PolarMix",
+    "LaserMix",
+    "RandomChoice",
+    "VoxelizeSegmentation",
+    # labels and files
+    "LabelMap",
+    "load_label_map",
+    "RawLabels",
+    "read_labels",
+    "write_labels",
+    "read_points",
+    "write_points",
+    "read_calibration",
+    "read_camera_poses",
+    "read_lidar2world",
+    "read_times",
+]
