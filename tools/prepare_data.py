@@ -59,6 +59,19 @@ def _parser() -> argparse.ArgumentParser:
         "--seed", type=int, default=0, help="same seed, same scenes (default: 0)"
     )
     synthetic.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    synthetic.add_argument("--beams", type=int, default=64, help="of the sensor (default: 64)")
+    synthetic.add_argument(
+        "--azimuth-steps", type=int, default=2083, help="firings a revolution (default: 2083)"
+    )
+    synthetic.add_argument(
+        "--frame-stride",
+        type=float,
+        default=8.0,
+        help="way between two scans in metres (default: 8)",
+    )
+    synthetic.add_argument(
+        "--overwrite", action="store_true", help="replace scans made with other settings"
+    )
     synthetic.set_defaults(run=_synthetic)
 
     convert = commands.add_parser("range-scans", help="labelled range-image .npz into a tree")
@@ -94,7 +107,16 @@ def _check(args: argparse.Namespace) -> int:
 def _synthetic(args: argparse.Namespace) -> int:
     from pointlib.data.synthetic import generate_dataset
 
-    generate_dataset(args.root, dict(args.sequences), seed=args.seed, workers=args.workers)
+    generate_dataset(
+        args.root,
+        dict(args.sequences),
+        seed=args.seed,
+        beams=args.beams,
+        azimuth_steps=args.azimuth_steps,
+        frame_stride_m=args.frame_stride,
+        workers=args.workers,
+        overwrite=args.overwrite,
+    )
     return 0
 
 

@@ -64,6 +64,20 @@ def test_range_scans_and_wrong_arguments(
     assert "as 00:40, got '00'" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_synthetic_scenes_pass_the_check(
+    tmp_path: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sensor = ["--beams", "16", "--azimuth-steps", "200", "--workers", "1"]
+    assert (
+        tool.main(["synthetic", "--root", str(tmp_path), "--sequences", "00:2", "08:1", *sensor])
+        == 0
+    )
+    arguments = ["check", "--root", str(tmp_path), "--sequences", "00", "08", "--workers", "0"]
+    assert tool.main(arguments) == 0
+    assert "0 problems in 3 scans of 2 sequences" in capsys.readouterr().out
+
+
 def test_runs_as_a_script(tmp_path: Path) -> None:
     command = [sys.executable, "tools/prepare_data.py", "check", "--root", str(tmp_path)]
     done = subprocess.run(
