@@ -20,17 +20,14 @@ from pointlib.ops.kernel_map import (
 
 
 class Sites:
-    """An immutable set of active voxels and every kernel map that starts or ends there.
-
-    Tensors on the same voxels hold the same Sites, so a map is built once and found by its whole ConvSpec; the
-    voxels themselves are part of the key, as the cache belongs to them. A strided convolution records itself at
-    its output too, where `inverse` finds the way back.
+    """An immutable set of active voxels. Tensors on the same voxels hold the same Sites object.
 
     Attributes:
         coords: (N, 4) int32 `[batch, x, y, z]`, distinct; x, y, z in voxels of this resolution.
         stride: (x, y, z), size of a voxel here in input voxels.
         spatial_shape: Extent (x, y, z) in voxels of this resolution, or None where it is unbounded.
         batch_size: Number of batch entries, empty ones counted.
+        number: Which of the Sites in one SiteMaps these are; 0 for the input.
     """
 
     def __init__(
@@ -51,76 +48,119 @@ class Sites:
         if batch_size is None:
             batch_size = int(coords[:, 0].max()) + 1 if len(coords) else 0
         self.batch_size = batch_size
-        self._outgoing: dict[ConvSpec, tuple[Sites, KernelMap]] = {}
-        self._incoming: dict[ConvSpec, tuple[Sites, KernelMap]] = {}
-        self._generative: dict[ConvSpec, tuple[Sites, KernelMap]] = {}
-        self._floors: dict[Triple, Sites] = {}
+        self.number = 0
 
     def __len__(self) -> int:
         return len(self.coords)
 
-    def conv(self, spec: ConvSpec) -> tuple[Sites, KernelMap]:
-        """Output voxels and kernel map of a convolution from here, built at the first call."""
-        found = self._outgoing.get(spec)
+    def to(self, device: torch.device | str) -> Sites:
+        """These voxels on `device`; itself where they are there already."""
+        if self.coords.device == torch.device(device):
+            return self
+        return Sites(self.coords.to(device), self.stride, self.spatial_shape, self.batch_size)
+
+
+class SiteMaps:
+    """The kernel maps among the voxels that descend from one input, each built once.
+
+    A map is found by the Sites it starts from and its whole ConvSpec, which is everything that determines it. The
+    tensors of one forward pass share one SiteMaps; it is freed with the last of them. Sites are told apart by their
+    number and not by their identity, so that torch.compile finds the maps of one scan where it found another's.
+
+    Args:
+        root: Voxels of the input.
+    """
+
+    def __init__(self, root: Sites) -> None:
+        self._members = [root]
+        self._outgoing: dict[int, dict[ConvSpec, tuple[Sites, KernelMap]]] = {}
+        self._incoming: dict[int, dict[ConvSpec, tuple[Sites, KernelMap]]] = {}
+        self._generative: dict[int, dict[ConvSpec, tuple[Sites, KernelMap]]] = {}
+        self._floors: dict[int, dict[Triple, Sites]] = {}
+        self._point_caches: dict[int, dict[Any, Any]] = {}
+
+    def conv(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
+        """Output voxels and kernel map of a convolution from `sites`, built at the first call."""
+        number = self._number_of(sites)
+        found = self._outgoing.setdefault(number, {}).get(spec)
         if found is None:
-            known = self._floors.get(spec.stride) if spec.relation == "minkowski" else None
+            floors = self._floors.setdefault(number, {})
+            known = floors.get(spec.stride) if spec.relation == "minkowski" else None
             coords, kernel_map = build_kernel_map(
-                self.coords, spec, self.spatial_shape, None if known is None else known.coords
+                sites.coords, spec, sites.spatial_shape, None if known is None else known.coords
             )
             if spec.relation == "submanifold":
-                known = self
+                known = sites
             elif known is None:
-                shape = (
-                    None if self.spatial_shape is None else spec.output_shape(self.spatial_shape)
-                )
-                known = Sites(coords, self._scaled_stride(spec), shape, self.batch_size)
+                known = self._descend(sites, spec, coords)
             if spec.relation == "minkowski":
-                self._floors[spec.stride] = known
-            found = self._outgoing[spec] = (known, kernel_map)
-            known._incoming[spec] = (self, kernel_map.transpose())
+                floors[spec.stride] = known
+            found = self._outgoing[number][spec] = (known, kernel_map)
+            self._incoming.setdefault(known.number, {})[spec] = (sites, kernel_map.transpose())
         return found
 
-    def inverse(self, spec: ConvSpec) -> tuple[Sites, KernelMap]:
-        """The finer voxels that `spec` led from to here, and its map from right to left.
+    def inverse(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
+        """The finer voxels that `spec` led from to `sites`, and its map from right to left.
 
         Raises:
             ValueError: If no convolution of that spec led here.
         """
-        found = self._incoming.get(spec)
+        arrivals = self._incoming.get(self._number_of(sites), {})
+        found = arrivals.get(spec)
         if found is None:
-            known = ", ".join(str(s) for s in self._incoming) or "none"
+            known = ", ".join(str(s) for s in arrivals) or "none"
             raise ValueError(
                 f"transposed convolution: x must come from a convolution of {spec}, whose voxels it restores; "
                 f"those that led to x: {known}. Use one of them, or generative=True to make new voxels."
             )
         return found
 
-    def generative(self, spec: ConvSpec) -> tuple[Sites, KernelMap]:
-        """Every finer voxel that a transposed convolution of `spec` reaches, and its map."""
-        found = self._generative.get(spec)
+    def generative(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
+        """Every finer voxel that a transposed convolution of `spec` reaches from `sites`, and its map.
+
+        Raises:
+            ValueError: If the stride of spec does not divide that of sites.
+        """
+        number = self._number_of(sites)
+        found = self._generative.setdefault(number, {}).get(spec)
         if found is None:
-            stride: list[int] = []
-            for mine, step in zip(self.stride, spec.stride, strict=True):
-                if mine % step:
-                    raise ValueError(
-                        f"transposed convolution: stride must divide the tensor's stride {self.stride}, "
-                        f"got {spec.stride}."
-                    )
-                stride.append(mine // step)
-            coords, kernel_map = build_generative_map(self.coords, spec)
-            fine = Sites(coords, (stride[0], stride[1], stride[2]), None, self.batch_size)
-            found = self._generative[spec] = (fine, kernel_map)
+            if any(mine % step for mine, step in zip(sites.stride, spec.stride, strict=True)):
+                raise ValueError(
+                    f"transposed convolution: stride must divide the tensor's stride {sites.stride}, "
+                    f"got {spec.stride}."
+                )
+            x, y, z = (mine // step for mine, step in zip(sites.stride, spec.stride, strict=True))
+            coords, kernel_map = build_generative_map(sites.coords, spec)
+            fine = self._add(coords, (x, y, z), None, sites.batch_size)
+            found = self._generative[number][spec] = (fine, kernel_map)
         return found
 
-    def to(self, device: torch.device | str) -> Sites:
-        """These voxels on `device`, without the cached maps; itself where it is there already."""
-        if self.coords.device == torch.device(device):
-            return self
-        return Sites(self.coords.to(device), self.stride, self.spatial_shape, self.batch_size)
+    def point_cache(self, sites: Sites) -> dict[Any, Any]:
+        """What is kept for the voxels of `sites` seen as points; see PointTensor."""
+        return self._point_caches.setdefault(self._number_of(sites), {})
 
-    def _scaled_stride(self, spec: ConvSpec) -> Triple:
-        x, y, z = (a * b for a, b in zip(self.stride, spec.stride, strict=True))
-        return (x, y, z)
+    def _number_of(self, sites: Sites) -> int:
+        if sites.number >= len(self._members) or self._members[sites.number] is not sites:
+            raise ValueError(
+                "SiteMaps: sites must descend from the input of these maps, got those of another input. "
+                "Make a SparseTensor of the features and coords instead."
+            )
+        return sites.number
+
+    def _add(
+        self, coords: Tensor, stride: Triple, spatial_shape: Triple | None, batch_size: int
+    ) -> Sites:
+        """New Sites among these."""
+        sites = Sites(coords, stride, spatial_shape, batch_size)
+        sites.number = len(self._members)
+        self._members.append(sites)
+        return sites
+
+    def _descend(self, sites: Sites, spec: ConvSpec, coords: Tensor) -> Sites:
+        """Sites of the output of `spec`."""
+        x, y, z = (mine * step for mine, step in zip(sites.stride, spec.stride, strict=True))
+        shape = None if sites.spatial_shape is None else spec.output_shape(sites.spatial_shape)
+        return self._add(coords, (x, y, z), shape, sites.batch_size)
 
 
 class SparseTensor:
@@ -155,22 +195,20 @@ class SparseTensor:
         check_coords(coords, "SparseTensor")
         _check_rows("SparseTensor", feats, coords)
         _check_batch(coords, batch_size)
-        sites = Sites(coords, stride, spatial_shape, batch_size)
         self.feats = feats
-        self.sites = sites
+        self.sites = Sites(coords, stride, spatial_shape, batch_size)
+        self.maps = SiteMaps(self.sites)
 
-    @classmethod
-    def on(cls, sites: Sites, feats: Tensor) -> SparseTensor:
-        """Features on voxels known already; the cached maps are shared.
+    def on(self, sites: Sites, feats: Tensor) -> SparseTensor:
+        """Features on other voxels that descend from the same input, as `maps` returned them.
 
         Args:
-            sites: N voxels.
-            feats: (N, C).
+            sites: M voxels.
+            feats: (M, C).
         """
         _check_rows("SparseTensor.on", feats, sites.coords)
-        tensor = object.__new__(cls)
-        tensor.feats = feats
-        tensor.sites = sites
+        tensor = object.__new__(SparseTensor)
+        tensor.feats, tensor.sites, tensor.maps = feats, sites, self.maps
         return tensor
 
     @property
@@ -219,12 +257,26 @@ class SparseTensor:
 
     def with_feats(self, feats: Tensor) -> SparseTensor:
         """The same voxels, and their cached maps, with other features (N, C')."""
-        return SparseTensor.on(self.sites, feats)
+        return self.on(self.sites, feats)
 
     def to(self, *args: Any, **kwargs: Any) -> SparseTensor:
         """As torch.Tensor.to for the features; the voxels follow to the device. Maps stay behind on a move."""
         feats = self.feats.to(*args, **kwargs)
-        return SparseTensor.on(self.sites.to(feats.device), feats)
+        sites = self.sites.to(feats.device)
+        moved = self.on(sites, feats)
+        if sites is not self.sites:
+            moved.maps = SiteMaps(sites)
+        return moved
+
+    def as_points(self) -> PointTensor:
+        """The voxels as points at their lower corners, with these features, in units of stride-1 voxels.
+
+        What is cached for the points is kept with the kernel maps.
+        """
+        scale = torch.tensor([1, *self.stride], device=self.device)
+        points = PointTensor(self.feats, (self.coords * scale).float())
+        points.cache = self.maps.point_cache(self.sites)
+        return points
 
     def dense(
         self, origin: Sequence[int] | None = None, shape: Sequence[int] | None = None

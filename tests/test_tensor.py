@@ -52,9 +52,12 @@ SPECS = [
 def test_the_same_convolution_finds_the_same_map() -> None:
     x = tensor(spatial_shape=6)
     for spec in SPECS:
-        first = x.sites.conv(spec)
+        first = x.maps.conv(x.sites, spec)
         equal = ConvSpec(spec.kernel_size, spec.stride, spec.padding, spec.dilation, spec.relation)
-        for again in (x.sites.conv(spec), x.with_feats(x.feats * 2).sites.conv(equal)):
+        for again in (
+            x.maps.conv(x.sites, spec),
+            x.with_feats(x.feats * 2).maps.conv(x.sites, equal),
+        ):
             assert again[0] is first[0] and again[1] is first[1]
 
 
@@ -62,7 +65,7 @@ def test_whatever_else_was_built_first_every_map_is_right() -> None:
     """In torchsparse dilation is ignored, and one map serves every padding."""
     x = tensor(spatial_shape=6)
     for spec in (*SPECS, *reversed(SPECS)):
-        sites, kernel_map = x.sites.conv(spec)
+        sites, kernel_map = x.maps.conv(x.sites, spec)
         geometry = (spec.kernel_size, spec.stride, spec.padding, spec.dilation)
         outs = oracles.out_sites(x.coords.tolist(), spec.relation, *geometry, (6, 6, 6))
         assert [tuple(row) for row in sites.coords.tolist()] == outs
@@ -74,28 +77,31 @@ def test_whatever_else_was_built_first_every_map_is_right() -> None:
 
 def test_maps_that_differ_are_different_objects() -> None:
     x = tensor(spatial_shape=6)
-    maps = [x.sites.conv(spec)[1] for spec in SPECS]
+    maps = [x.maps.conv(x.sites, spec)[1] for spec in SPECS]
     assert all(a is not b for a, b in combinations(maps, 2))
 
 
 def test_tensors_on_equal_voxels_made_apart_share_nothing() -> None:
     a, b = tensor(), tensor()
-    assert a.sites.conv(ConvSpec(3))[1] is not b.sites.conv(ConvSpec(3))[1]
+    assert a.maps.conv(a.sites, ConvSpec(3))[1] is not b.maps.conv(b.sites, ConvSpec(3))[1]
 
 
 def test_submanifold_stays_on_its_sites_and_floors_meet_on_one() -> None:
     """Two branches that go down by the same stride can be added or concatenated."""
     x = tensor()
-    assert x.sites.conv(ConvSpec(3))[0] is x.sites
-    assert x.sites.conv(ConvSpec(2, 2))[0] is x.sites.conv(ConvSpec(3, 2))[0]
-    assert x.sites.conv(ConvSpec(2, 2))[0] is not x.sites.conv(ConvSpec(3, (2, 2, 1)))[0]
+    assert x.maps.conv(x.sites, ConvSpec(3))[0] is x.sites
+    assert x.maps.conv(x.sites, ConvSpec(2, 2))[0] is x.maps.conv(x.sites, ConvSpec(3, 2))[0]
+    assert (
+        x.maps.conv(x.sites, ConvSpec(2, 2))[0]
+        is not x.maps.conv(x.sites, ConvSpec(3, (2, 2, 1)))[0]
+    )
 
 
 def test_the_way_back_is_the_way_down_swapped() -> None:
     x = tensor()
     for spec in SPECS:
-        coarse, down = x.sites.conv(spec)
-        fine, up = coarse.inverse(spec)
+        coarse, down = x.maps.conv(x.sites, spec)
+        fine, up = x.maps.inverse(coarse, spec)
         assert fine is x.sites
         assert up.in_index is down.out_index and up.out_index is down.in_index
         assert (up.num_in, up.num_out) == (down.num_out, down.num_in)
@@ -103,13 +109,13 @@ def test_the_way_back_is_the_way_down_swapped() -> None:
 
 def test_two_levels_down_and_up() -> None:
     x, spec = tensor(spatial_shape=6), ConvSpec(2, 2)
-    middle, _ = x.sites.conv(spec)
-    bottom, _ = middle.conv(spec)
+    middle, _ = x.maps.conv(x.sites, spec)
+    bottom, _ = x.maps.conv(middle, spec)
     assert (middle.stride, bottom.stride) == ((2, 2, 2), (4, 4, 4))
     assert (middle.spatial_shape, bottom.spatial_shape) == ((3, 3, 3), (2, 2, 2))
     assert bottom.batch_size == x.batch_size
-    assert bottom.inverse(spec)[0] is middle
-    assert middle.inverse(spec)[0] is x.sites
+    assert x.maps.inverse(bottom, spec)[0] is middle
+    assert x.maps.inverse(middle, spec)[0] is x.sites
 
 
 @pytest.mark.parametrize(
@@ -118,29 +124,29 @@ def test_two_levels_down_and_up() -> None:
 def test_transposed_without_its_convolution_is_refused(other: ConvSpec) -> None:
     x = tensor()
     with pytest.raises(ValueError, match=r"transposed convolution: .*none.*generative"):
-        x.sites.inverse(ConvSpec(2, 2))
-    coarse, _ = x.sites.conv(ConvSpec(2, 2))
+        x.maps.inverse(x.sites, ConvSpec(2, 2))
+    coarse, _ = x.maps.conv(x.sites, ConvSpec(2, 2))
     with pytest.raises(ValueError, match=r"transposed convolution: .*kernel_size=\(2, 2, 2\)"):
-        coarse.inverse(other)
+        x.maps.inverse(coarse, other)
 
 
 def test_generative_is_cached_and_divides_the_stride() -> None:
     x = tensor(stride=4)
-    fine, kernel_map = x.sites.generative(ConvSpec(2, 2))
-    assert x.sites.generative(ConvSpec(2, 2))[1] is kernel_map
+    fine, kernel_map = x.maps.generative(x.sites, ConvSpec(2, 2))
+    assert x.maps.generative(x.sites, ConvSpec(2, 2))[1] is kernel_map
     assert fine.stride == (2, 2, 2)
     assert len(fine) == 8 * len(x)
     with pytest.raises(ValueError, match="stride must divide"):
-        x.sites.generative(ConvSpec(3, 3))
+        x.maps.generative(x.sites, ConvSpec(3, 3))
 
 
 def test_rows_removed_are_other_voxels() -> None:
     x = tensor()
-    x.sites.conv(ConvSpec(3))
+    x.maps.conv(x.sites, ConvSpec(3))
     keep = x.coords[:, 1] > 2
     pruned = SparseTensor(x.feats[keep], x.coords[keep], x.stride, x.spatial_shape, x.batch_size)
     expected = build_kernel_map(x.coords[keep], ConvSpec(3)).kernel_map
-    assert torch.equal(pruned.sites.conv(ConvSpec(3))[1].in_index, expected.in_index)
+    assert torch.equal(pruned.maps.conv(pruned.sites, ConvSpec(3))[1].in_index, expected.in_index)
 
 
 # --------------------------------------------------------------------------------------------- construction
@@ -179,18 +185,18 @@ def test_empty_tensor() -> None:
     assert (len(x), x.batch_size) == (0, 2)
     assert SparseTensor(torch.empty(0, 4), torch.empty(0, 4, dtype=torch.int32)).batch_size == 0
     assert x.dense(shape=(2, 3, 4)).shape == (2, 4, 2, 3, 4)
-    coarse, down = x.sites.conv(ConvSpec(2, 2))
+    coarse, down = x.maps.conv(x.sites, ConvSpec(2, 2))
     assert (len(coarse), down.num_pairs, coarse.batch_size) == (0, 0, 2)
 
 
 @pytest.mark.parametrize("copies", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x))])
 def test_copies_hold_the_same_values(copies) -> None:
     x = tensor()
-    _, down = x.sites.conv(ConvSpec(2, 2))
+    _, down = x.maps.conv(x.sites, ConvSpec(2, 2))
     y = copies(x)
     assert torch.equal(y.feats, x.feats) and torch.equal(y.coords, x.coords)
-    assert torch.equal(y.sites.conv(ConvSpec(2, 2))[1].in_index, down.in_index)
-    assert y.sites.conv(ConvSpec(2, 2))[0].inverse(ConvSpec(2, 2))[0] is y.sites
+    assert torch.equal(y.maps.conv(y.sites, ConvSpec(2, 2))[1].in_index, down.in_index)
+    assert y.maps.inverse(y.maps.conv(y.sites, ConvSpec(2, 2))[0], ConvSpec(2, 2))[0] is y.sites
 
 
 def test_strided_coordinates_are_packed() -> None:
@@ -232,7 +238,7 @@ def test_feats_of_other_voxels_are_refused() -> None:
     with pytest.raises(ValueError, match="one row a coordinate"):
         x.with_feats(x.feats[:-1])
     with pytest.raises(ValueError, match="one row a coordinate"):
-        SparseTensor.on(x.sites, torch.zeros(3, 1))
+        x.on(x.sites, torch.zeros(3, 1))
 
 
 def test_duplicates_are_found_by_the_first_map() -> None:
@@ -240,7 +246,7 @@ def test_duplicates_are_found_by_the_first_map() -> None:
     x = SparseTensor(torch.zeros(2, 1), coords)
     for spec in SPECS:
         with pytest.raises(ValueError, match="distinct"):
-            x.sites.conv(spec)
+            x.maps.conv(x.sites, spec)
 
 
 # ---------------------------------------------------------------------------------------------------- dense
@@ -316,7 +322,6 @@ def test_wrong_points_are_refused(error: type, feats: Tensor, coords: Tensor) ->
 
 def test_sites_to_another_device_leave_their_maps_behind() -> None:
     sites = Sites(cloud(), 2, 6)
-    sites.conv(ConvSpec(3))
     assert sites.to("cpu") is sites
     moved = sites.to("meta")
     assert (moved.stride, moved.spatial_shape, moved.batch_size) == ((2,) * 3, (6,) * 3, 2)

@@ -100,14 +100,14 @@ class Conv3d(nn.Module):
             weight: Tensor = self.kernel.t()
             return x.with_feats(nn.functional.linear(x.feats, weight, self.bias))
         if self.generative:
-            sites, kernel_map = x.sites.generative(self.spec)
+            sites, kernel_map = x.maps.generative(x.sites, self.spec)
         elif self.transposed:
-            sites, kernel_map = x.sites.inverse(self.spec)
+            sites, kernel_map = x.maps.inverse(x.sites, self.spec)
         else:
-            sites, kernel_map = x.sites.conv(self.spec)
+            sites, kernel_map = x.maps.conv(x.sites, self.spec)
         kernel = self.kernel.unsqueeze(0) if self.is_pointwise else self.kernel
         feats = sparse_conv(x.feats, kernel, kernel_map, self.bias, self.groups)
-        return SparseTensor.on(sites, feats)
+        return x.on(sites, feats)
 
     def extra_repr(self) -> str:
         """Arguments, as printed."""

@@ -11,7 +11,6 @@ from math import prod
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
 from pointlib.ops._cpu.coords import sort_keys
@@ -30,6 +29,8 @@ def kernel_map(
     symmetric: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Pairs (input row, output row) of every tap, grouped by tap, in key order of the outputs inside a tap."""
+    from pointlib.ops._cpu import map_loops as loops
+
     volume = prod(kernel_size)
     inputs, outputs = coords.contiguous().numpy(), out_coords.contiguous().numpy()
     if not len(inputs) or not len(outputs):
@@ -37,20 +38,20 @@ def kernel_map(
         return empty, empty.clone(), torch.zeros(volume + 1, dtype=torch.int64)
     scale, pad = np.array(stride), np.array(padding)
     reach = np.array(dilation) * (np.array(kernel_size) - 1)
-    (in_low, in_high), (out_low, out_high) = _bounds(inputs), _bounds(outputs)
+    (in_low, in_high), (out_low, out_high) = loops.bounds(inputs), loops.bounds(outputs)
     lower = np.concatenate([[min(in_low[0], out_low[0])], out_low[1:] * scale - pad])
     upper = np.concatenate([[max(in_high[0], out_high[0])], out_high[1:] * scale - pad + reach])
     layout = _layout(np.minimum(lower, in_low), np.maximum(upper, in_high))
 
-    in_keys = _pack(inputs, np.ones(3, dtype=np.int64), np.zeros(3, dtype=np.int64), *layout)
+    in_keys = loops.pack(inputs, np.ones(3, dtype=np.int64), np.zeros(3, dtype=np.int64), *layout)
     in_order, in_keys = sort_keys(in_keys)
     _refuse_duplicates(in_keys)
     if symmetric:
         out_order, out_keys = in_order, in_keys - int(np.dot(pad, 1 << layout[1][1:]))
     else:
-        out_order, out_keys = sort_keys(_pack(outputs, scale, -pad, *layout))
+        out_order, out_keys = sort_keys(loops.pack(outputs, scale, -pad, *layout))
         _refuse_duplicates(out_keys)
-    in_index, out_index, offset_ptr = _merge_columns(
+    in_index, out_index, offset_ptr = loops.merge_columns(
         np.append(in_keys, np.iinfo(np.int64).max),
         out_keys,
         np.array(kernel_size),
@@ -74,12 +75,14 @@ def conv_sites(
     shape: Sequence[int] | None,
 ) -> Tensor:
     """Distinct outputs of a convolution: floor(in / stride), or all that a tap reaches inside `shape`."""
+    from pointlib.ops._cpu import map_loops as loops
+
     inputs, scale = coords.contiguous().numpy(), np.array(stride)
     if not reachable:
-        return _distinct(_floor_divide(inputs, scale))
+        return _distinct(loops.floor_divide(inputs, scale))
     size, pad, step = np.array(kernel_size), np.array(padding), np.array(dilation)
     bounds = np.array(shape if shape is not None else [])
-    return _distinct(_reachable(inputs, size, scale, pad, step, bounds))
+    return _distinct(loops.reachable(inputs, size, scale, pad, step, bounds))
 
 
 def generative_sites(
@@ -98,9 +101,11 @@ def generative_sites(
 
 def _distinct(coords: np.ndarray) -> Tensor:
     """Distinct rows of (N, 4) int64, sorted, as int32."""
+    from pointlib.ops._cpu import map_loops as loops
+
     if not len(coords):
         return torch.empty(0, 4, dtype=torch.int32)
-    low, high = _bounds(coords)
+    low, high = loops.bounds(coords)
     int32 = np.iinfo(np.int32)
     if low.min() < int32.min or high.max() > int32.max:
         raise ValueError(
@@ -109,13 +114,15 @@ def _distinct(coords: np.ndarray) -> Tensor:
         )
     layout = _layout(low, high)
     unit = np.ones(3, dtype=np.int64)
-    keys = np.sort(_pack(coords, unit, np.zeros(3, dtype=np.int64), *layout))
+    keys = np.sort(loops.pack(coords, unit, np.zeros(3, dtype=np.int64), *layout))
     keys = keys[np.append(True, keys[1:] != keys[:-1])]
-    return torch.from_numpy(_unpack(keys, *layout))
+    return torch.from_numpy(loops.unpack(keys, *layout))
 
 
 def _refuse_duplicates(sorted_keys: np.ndarray) -> None:
-    if _has_equal_neighbours(sorted_keys):
+    from pointlib.ops._cpu import map_loops as loops
+
+    if loops.has_equal_neighbours(sorted_keys):
         raise ValueError(
             "kernel_map: coords must be distinct, got duplicates. Merge points that share a voxel first "
             "(pointlib.ops.voxelize, pointlib.ops.unique_coords)."
@@ -131,193 +138,3 @@ def _layout(lower: np.ndarray, upper: np.ndarray) -> Layout:
 
 def _is_identity(order: np.ndarray) -> bool:
     return bool(np.all(order[1:] > order[:-1]))
-
-
-@njit(cache=True, nogil=True)
-def _bounds(coords: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Smallest and largest coordinate of each column of a non-empty (N, 4), int64."""
-    low, high = coords[0].astype(np.int64), coords[0].astype(np.int64)
-    for i in range(len(coords)):
-        for axis in range(4):
-            low[axis] = min(low[axis], coords[i, axis])
-            high[axis] = max(high[axis], coords[i, axis])
-    return low, high
-
-
-@njit(cache=True, nogil=True)
-def _pack(
-    coords: np.ndarray, scale: np.ndarray, shift: np.ndarray, lower: np.ndarray, left: np.ndarray
-) -> np.ndarray:
-    """Keys of `[batch, scale * xyz + shift]`."""
-    keys = np.empty(len(coords), dtype=np.int64)
-    for i in range(len(coords)):
-        key = (np.int64(coords[i, 0]) - lower[0]) << left[0]
-        for axis in range(3):
-            at = coords[i, axis + 1] * scale[axis] + shift[axis]
-            key += (at - lower[axis + 1]) << left[axis + 1]
-        keys[i] = key
-    return keys
-
-
-@njit(cache=True, nogil=True)
-def _unpack(keys: np.ndarray, lower: np.ndarray, left: np.ndarray) -> np.ndarray:
-    """Coordinates (N, 4) int32 of keys."""
-    coords = np.empty((len(keys), 4), dtype=np.int32)
-    for i in range(len(keys)):
-        rest = keys[i]
-        for axis in range(4):
-            at = rest >> left[axis]
-            rest -= at << left[axis]
-            coords[i, axis] = at + lower[axis]
-    return coords
-
-
-@njit(cache=True, nogil=True)
-def _floor_divide(coords: np.ndarray, stride: np.ndarray) -> np.ndarray:
-    """`[batch, floor(xyz / stride)]` without repeating the row before, int64."""
-    outputs = np.empty((len(coords), 4), dtype=np.int64)
-    count = 0
-    for i in range(len(coords)):
-        outputs[count, 0] = coords[i, 0]
-        for axis in range(3):
-            outputs[count, axis + 1] = coords[i, axis + 1] // stride[axis]
-        if count == 0 or not np.array_equal(outputs[count], outputs[count - 1]):
-            count += 1
-    return outputs[:count]
-
-
-@njit(cache=True, nogil=True)
-def _reachable(
-    coords: np.ndarray,
-    size: np.ndarray,
-    stride: np.ndarray,
-    padding: np.ndarray,
-    dilation: np.ndarray,
-    shape: np.ndarray,
-) -> np.ndarray:
-    """Every output that a tap of each input reaches, repeats included, int64; `shape` is empty or (3,)."""
-    hits = np.empty((3, size.max()), dtype=np.int64)
-    num_hits = np.zeros(3, dtype=np.int64)
-    capacity = len(coords)
-    outputs = np.empty((capacity, 4), dtype=np.int64)
-    count = 0
-    for i in range(len(coords)):
-        for axis in range(3):
-            num_hits[axis] = 0
-            for tap in range(size[axis]):
-                at = np.int64(coords[i, axis + 1]) + padding[axis] - dilation[axis] * tap
-                out = at // stride[axis]
-                inside = len(shape) == 0 or (out >= 0 and out < shape[axis])
-                if out * stride[axis] == at and inside:
-                    hits[axis, num_hits[axis]] = out
-                    num_hits[axis] += 1
-        needed = count + num_hits[0] * num_hits[1] * num_hits[2]
-        if needed > capacity:
-            capacity = max(2 * capacity, needed)
-            grown = np.empty((capacity, 4), dtype=np.int64)
-            grown[:count] = outputs[:count]
-            outputs = grown
-        for x in hits[0, : num_hits[0]]:
-            for y in hits[1, : num_hits[1]]:
-                for z in hits[2, : num_hits[2]]:
-                    outputs[count, 0] = coords[i, 0]
-                    outputs[count, 1] = x
-                    outputs[count, 2] = y
-                    outputs[count, 3] = z
-                    count += 1
-    return outputs[:count]
-
-
-@njit(cache=True, nogil=True)
-def _has_equal_neighbours(keys: np.ndarray) -> bool:
-    for i in range(len(keys) - 1):
-        if keys[i] == keys[i + 1]:
-            return True
-    return False
-
-
-@njit(cache=True, nogil=True)
-def _merge_columns(
-    in_keys: np.ndarray, out_keys: np.ndarray, size: np.ndarray, step: np.ndarray, symmetric: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of every tap.
-
-    Args:
-        in_keys: (N + 1,) ascending keys of the inputs, then a sentinel larger than any.
-        out_keys: (M,) ascending keys of tap 0 of each output.
-        size: (3,) taps per axis.
-        step: (3,) key difference between neighbouring taps of an axis.
-        symmetric: Tap k is the mirror image of tap K - 1 - k: search the columns before the central one, and the
-            lower half of that.
-    """
-    volume = size[0] * size[1] * size[2]
-    x_fastest = volume % 2 == 1
-    central = size[0] * size[1] // 2
-    in_rows = np.empty((volume, len(out_keys)), dtype=np.int32)
-    out_rows = np.empty((volume, len(out_keys)), dtype=np.int32)
-    counts = np.zeros(volume, dtype=np.int64)
-    searched = np.zeros(volume, dtype=np.bool_)
-    taps = np.empty(size[2], dtype=np.int64)
-    for x in range(size[0]):
-        for y in range(size[1]):
-            column = x * size[1] + y
-            depth = size[2]
-            if symmetric and column >= central:
-                depth = size[2] // 2 if column == central else 0
-            for z in range(depth):
-                taps[z] = x + size[0] * (y + size[1] * z) if x_fastest else z + size[2] * column
-                searched[taps[z]] = True
-            if depth:
-                targets = out_keys + (x * step[0] + y * step[1])
-                _merge_column(in_keys, targets, step[2], taps[:depth], in_rows, out_rows, counts)
-    if symmetric:
-        for tap in range(volume):
-            if not searched[tap]:
-                counts[tap] = counts[volume - 1 - tap]
-        counts[volume // 2] = len(out_keys)
-
-    offset_ptr = np.zeros(volume + 1, dtype=np.int64)
-    offset_ptr[1:] = np.cumsum(counts)
-    in_index = np.empty(offset_ptr[-1], dtype=np.int32)
-    out_index = np.empty(offset_ptr[-1], dtype=np.int32)
-    for tap in range(volume):
-        start, count, mirror = offset_ptr[tap], counts[tap], volume - 1 - tap
-        if searched[tap]:
-            in_index[start : start + count] = in_rows[tap, :count]
-            out_index[start : start + count] = out_rows[tap, :count]
-        elif tap != mirror:
-            in_index[start : start + count] = out_rows[mirror, :count]
-            out_index[start : start + count] = in_rows[mirror, :count]
-        else:
-            for i in range(count):
-                in_index[start + i] = i
-                out_index[start + i] = i
-    return in_index, out_index, offset_ptr
-
-
-@njit(cache=True, nogil=True)
-def _merge_column(
-    in_keys: np.ndarray,
-    targets: np.ndarray,
-    step: int,
-    taps: np.ndarray,
-    in_rows: np.ndarray,
-    out_rows: np.ndarray,
-    counts: np.ndarray,
-) -> None:
-    """Append the pairs of the taps of one column; `targets` are the ascending keys of its first tap."""
-    head = 0
-    for i in range(len(targets)):
-        target = targets[i]
-        while in_keys[head] < target:
-            head += 1
-        at = head
-        for tap in taps:
-            while in_keys[at] < target:
-                at += 1
-            if in_keys[at] == target:
-                slot = counts[tap]
-                in_rows[tap, slot] = at
-                out_rows[tap, slot] = i
-                counts[tap] = slot + 1
-            target += step

@@ -1,4 +1,4 @@
-"""The inner loops of scatter, pooling and devoxelization, compiled by numba when one of them is first called.
+"""The inner loops of convolution, scatter, pooling and devoxelization, compiled by numba at their first call.
 
 Each runs on one thread and in a fixed order, so it returns the same bits every time. Rows of features move along pairs
 (input row, output row); a pair with a row of -1 is passed over. Rows must be in range: the callers check.
@@ -66,3 +66,33 @@ def add_elements(src: np.ndarray, index: np.ndarray, out: np.ndarray) -> None:
             row = index[i, c]
             if row != -1:
                 out[row, c] += src[i, c]
+
+
+@njit(cache=True, nogil=True)
+def accumulate(product: np.ndarray, out_rows: np.ndarray, out: np.ndarray) -> None:
+    """`out[out_rows[p]] += product[p]`, several times as fast as index_add_ on rows in cache."""
+    for p in range(len(out_rows)):
+        row = out_rows[p]
+        for c in range(product.shape[1]):
+            out[row, c] += product[p, c]
+
+
+@njit(cache=True, nogil=True)
+def block_cuts(
+    out_rows: np.ndarray, starts: np.ndarray, rows: int, num_blocks: int
+) -> tuple[np.ndarray, bool]:
+    """First pair of each block, (num_blocks + 1, K), and whether every tap's output rows ascend."""
+    taps = len(starts) - 1
+    cuts = np.empty((num_blocks + 1, taps), dtype=np.int64)
+    for tap in range(taps):
+        block, last = 0, -1
+        for at in range(starts[tap], starts[tap + 1]):
+            row = out_rows[at]
+            if row < last:
+                return cuts, False
+            last = row
+            while block * rows <= row:
+                cuts[block, tap] = at
+                block += 1
+        cuts[block:, tap] = starts[tap + 1]
+    return cuts, True
