@@ -1,0 +1,30 @@
+"""pointlib: sparse point-cloud perception, from operators to deployed models."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pointlib.models import create_model, list_models, model_info
+from pointlib.tensor import PointTensor, SparseTensor
+
+if TYPE_CHECKING:
+    from pointlib.deploy import load_predictor
+
+__version__ = "0.1.0"
+__all__ = [
+    "PointTensor",
+    "SparseTensor",
+    "__version__",
+    "create_model",
+    "list_models",
+    "load_predictor",
+    "model_info",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_predictor":  # deployment brings data reading along: imported when asked for
+        from pointlib.deploy import load_predictor
+
+        return load_predictor
+    raise AttributeError(f"module 'pointlib' has no attribute {name!r}")
