@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import pickle
+import weakref
 from itertools import combinations
 
 import numpy as np
@@ -326,3 +328,35 @@ def test_sites_to_another_device_leave_their_maps_behind() -> None:
     moved = sites.to("meta")
     assert (moved.stride, moved.spatial_shape, moved.batch_size) == ((2,) * 3, (6,) * 3, 2)
     assert moved is not sites
+
+
+# ------------------------------------------------------------------------------------------- whose maps are whose
+
+
+def test_maps_of_another_input_are_refused() -> None:
+    """Two scans number their voxels alike; taking one's for the other's would be silently wrong."""
+    a, b, spec = tensor(0), tensor(1), ConvSpec(2, 2)
+    coarse, _ = a.maps.conv(a.sites, spec)
+    b.maps.conv(b.sites, spec)
+    for lookup in (b.maps.conv, b.maps.inverse, b.maps.generative):
+        for sites in (a.sites, coarse):
+            with pytest.raises(ValueError, match="SiteMaps: sites must descend from the input"):
+                lookup(sites, spec)
+
+
+def test_maps_are_freed_with_the_last_tensor_and_not_by_the_collector() -> None:
+    """A reference cycle would keep every scan's maps until Python happens to look for cycles."""
+    gc.disable()
+    try:
+        x = tensor()
+        coarse, down = x.maps.conv(x.sites, ConvSpec(2, 2))
+        x.maps.conv(x.sites, ConvSpec(3))
+        y = x.on(coarse, torch.zeros(len(coarse), 1))
+        y.maps.inverse(coarse, ConvSpec(2, 2))
+        watched = [weakref.ref(thing) for thing in (x.sites, coarse, down)]
+        del x, coarse, down
+        assert all(ref() is not None for ref in watched)  # y still needs the way back
+        del y
+        assert all(ref() is None for ref in watched)
+    finally:
+        gc.enable()
