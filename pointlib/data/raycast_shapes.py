@@ -58,6 +58,7 @@ def meet_convex(ox, oy, oz, dx, dy, dz, planes, first, last):  # type: ignore[no
 
 @njit(cache=True, nogil=True)
 def meet_ellipsoid(ox, oy, oz, dx, dy, dz, rx, ry, rz):  # type: ignore[no-untyped-def]
+    """Entry and exit of a ray through an ellipsoid about the origin; entry > exit means a miss."""
     px, py, pz, vx, vy, vz = ox / rx, oy / ry, oz / rz, dx / rx, dy / ry, dz / rz
     a = vx * vx + vy * vy + vz * vz
     b = px * vx + py * vy + pz * vz
