@@ -22,8 +22,8 @@ help:  ## list the targets
 demo: $(INSTALLED)  ## train on synthetic street scenes, score and draw held-out ones; under 10 minutes on 2 cores
 	$(BIN)/python tools/prepare_data.py synthetic --root $(DEMO)/data
 	$(BIN)/python tools/train.py --config configs/synthetic/spvcnn_demo.yaml --data.root $(DEMO)/data --run_dir $(DEMO)/run
-	$(BIN)/python tools/evaluate.py --checkpoint $(DEMO)/run/last.ckpt --data.root $(DEMO)/data
-	$(BIN)/python tools/visualize.py --checkpoint $(DEMO)/run/last.ckpt --data.root $(DEMO)/data --out $(DEMO)/pictures
+	$(BIN)/python tools/evaluate.py --checkpoint $(DEMO)/run/last.ckpt --data.root $(DEMO)/data --out $(DEMO)/evaluation
+	$(BIN)/python tools/visualize.py $(DEMO)/data --sequences 08 --predictions $(DEMO)/evaluation --view both --out $(DEMO)/pictures
 
 test: lint  ## lint, types, then every test and every example in a docstring
 	$(BIN)/python -m pytest --doctest-modules --durations=10 $(PYTEST_ARGS) pointlib tests

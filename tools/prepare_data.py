@@ -61,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     synthetic.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
     synthetic.add_argument("--beams", type=int, default=64, help="of the sensor (default: 64)")
     synthetic.add_argument(
-        "--azimuth-steps", type=int, default=2083, help="firings a revolution (default: 2083)"
+        "--azimuth-steps", type=int, default=2160, help="firings a revolution (default: 2160)"
     )
     synthetic.add_argument(
         "--frame-stride",
