@@ -1,0 +1,241 @@
+"""Semantic segmentation as a Lightning module: loss, scores, optimizer. The loop around it is Lightning's."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor
+
+from pointlib import __version__
+from pointlib.data.sample import IGNORE_INDEX, SegmentationBatch
+from pointlib.engine.optimization import build_optimizer, build_schedule, scaled_lr
+from pointlib.engine.options import OptimizerConfig, ScheduleConfig
+from pointlib.engine.segmentation_data import SegmentationData
+from pointlib.metrics import ConfusionMatrix, SegmentationScores
+from pointlib.models import create_model
+from pointlib.models.checkpoint import ENTRY, CheckpointInfo, load_weights, read_checkpoint
+
+PUBLISHED_OPTIMIZER = OptimizerConfig()
+PUBLISHED_SCHEDULE = ScheduleConfig()
+
+
+class NonFiniteLossError(RuntimeError):
+    """The loss is NaN or infinite; training cannot go on."""
+
+
+class SegmentationTask(LightningModule):
+    """Trains a network that maps voxels to class logits.
+
+    The loss is the cross-entropy averaged over all labelled voxels of one optimizer step: of all scans of a batch,
+    of all processes and of all accumulated batches. So two processes, or two accumulated batches, give the gradient
+    of one batch of twice the size (up to rounding; statistics of batch norm are shared between processes only, with
+    `trainer.sync_batchnorm`). Random numbers of a step (dropout) come from a generator seeded by (seed, epoch,
+    batch, process), so a resumed run draws the same ones.
+    """
+
+    def __init__(
+        self,
+        network: str,
+        network_args: dict[str, Any] | None = None,
+        optimizer: OptimizerConfig = PUBLISHED_OPTIMIZER,
+        schedule: ScheduleConfig = PUBLISHED_SCHEDULE,
+        init_weights: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        """Builds the network.
+
+        Args:
+            network: Registered name of the network, see `pointlib.list_models()`.
+            network_args: Its keyword arguments, such as `cr` (width) and `num_classes`.
+            optimizer: The optimizer.
+            schedule: The learning rate over time.
+            init_weights: Checkpoint (or folder of a run) whose weights training starts from; null: random ones.
+            seed: Seed of the random numbers drawn during training.
+        """
+        super().__init__()
+        self.network_name = network
+        self.network_args = dict(network_args or {})
+        self.network = create_model(network, **self.network_args)
+        self.optimizer_config = optimizer
+        self.schedule_config = schedule
+        self.seed = seed
+        self.run_config: dict[str, Any] = {}
+        self.scores: SegmentationScores | None = None
+        self._confusion: ConfusionMatrix | None = None
+        self._window_reference = 1.0
+        self._window_voxels = 0.0
+        if init_weights is not None:
+            checkpoint = read_checkpoint(init_weights)
+            source = f"{checkpoint.info.describe()} in {checkpoint.path}"
+            load_weights(self.network, checkpoint.weights, self.describe(), source)
+
+    def describe(self) -> str:
+        """The network with its arguments, as in a call."""
+        return CheckpointInfo(self.network_name, self.network_args, 0.0, [], []).describe()
+
+    @property
+    def data(self) -> SegmentationData:
+        """The data module of the run."""
+        data: SegmentationData = self.trainer.datamodule  # type: ignore[attr-defined]
+        return data
+
+    def forward(self, batch: SegmentationBatch) -> Tensor:
+        """Logits (M, num_classes) of the voxels of a batch."""
+        return self.network(batch.voxels)
+
+    # -- training ---------------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        """The optimizer, with its schedule stepped after each optimizer step."""
+        data, trainer = self.data, self.trainer
+        scans = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
+        batches = data.num_train_batches()
+        limit = trainer.limit_train_batches
+        used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        steps = math.ceil(used / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
+        optimizer = build_optimizer(self.network.parameters(), self.optimizer_config, scans)
+        schedule = build_schedule(optimizer, self.schedule_config, steps)
+        self.print(
+            f"learning rate {scaled_lr(self.optimizer_config, scans):.6g} for {scans} scans per optimizer step, "
+            f"{steps} steps"
+        )
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1},
+        }
+
+    def on_train_epoch_start(self) -> None:
+        """Tells the sampler the epoch: Lightning does so for samplers only, not for batch samplers."""
+        self.data.set_epoch(self.current_epoch)
+
+    def on_train_batch_start(self, batch: SegmentationBatch, batch_idx: int) -> None:
+        """Seeds what the step draws, and opens the accumulation window."""
+        key = [self.seed, self.current_epoch, batch_idx, self.global_rank]
+        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+        torch.manual_seed(seed)
+        if batch_idx % self.trainer.accumulate_grad_batches == 0:
+            self._window_voxels = 0.0
+
+    def training_step(self, batch: SegmentationBatch, batch_idx: int) -> Tensor:
+        """Loss of one batch, weighted so that the gradient of the optimizer step is that of a mean over voxels."""
+        if batch.labels is None:
+            raise ValueError(
+                f"training_step: batch must have labels, got none for {', '.join(batch.paths)}; "
+                "train on a split with label files"
+            )
+        logits = self(batch)
+        loss_sum = F.cross_entropy(
+            logits.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum"
+        )
+        labelled = (batch.labels != IGNORE_INDEX).sum()
+        total_loss, voxels = self._sum_over_processes(loss_sum.detach(), labelled)
+        if not math.isfinite(total_loss):
+            self._raise_non_finite(total_loss, loss_sum, batch, batch_idx)
+        voxels = max(voxels, 1.0)
+        if self._window_voxels == 0.0:
+            self._window_reference = voxels
+        self._window_voxels += voxels
+        self.log(
+            "train/loss",
+            total_loss / voxels,
+            prog_bar=True,
+            batch_size=len(batch),
+            rank_zero_only=True,
+        )
+        return loss_sum * (self.trainer.world_size / self._window_reference)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns the accumulated gradient into that of the mean over all voxels of the window.
+
+        Each batch was divided by the first batch's voxels and by the number of batches per step (Lightning's part).
+        """
+        factor = self.trainer.accumulate_grad_batches * self._window_reference / self._window_voxels
+        if factor != 1.0:
+            for parameter in self.network.parameters():
+                if parameter.grad is not None:
+                    parameter.grad.mul_(factor)
+
+    @staticmethod
+    def _sum_over_processes(loss_sum: Tensor, count: Tensor) -> tuple[float, float]:
+        totals = torch.stack([loss_sum.double(), count.double()])
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(totals)
+        loss, voxels = totals.tolist()
+        return loss, voxels
+
+    def _raise_non_finite(
+        self, total: float, loss_sum: Tensor, batch: SegmentationBatch, batch_idx: int
+    ) -> None:
+        paths: list[str] = [] if torch.isfinite(loss_sum) else list(batch.paths)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            gathered: list[Any] = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(gathered, paths)
+            paths = [path for part in gathered for path in part]
+        raise NonFiniteLossError(
+            f"training_step: loss must be finite, got {total} at optimizer step {self.global_step} (epoch "
+            f"{self.current_epoch}, batch {batch_idx}) on {', '.join(paths)}. Lower model.optimizer.lr, set "
+            "trainer.gradient_clip_val, or look at these scans. Checkpoints saved before are intact."
+        )
+
+    # -- validation -------------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self) -> None:
+        """Starts counting."""
+        names = self.data.class_names
+        self._confusion = ConfusionMatrix(len(names), IGNORE_INDEX, names, self.device)
+
+    def validation_step(self, batch: SegmentationBatch, batch_idx: int) -> None:
+        """Counts the prediction of every raw point."""
+        if batch.point_labels is None:
+            raise ValueError(
+                f"validation_step: batch must have labels, got none for {', '.join(batch.paths)}"
+            )
+        assert self._confusion is not None
+        voxel_class = self(batch).argmax(dim=1)
+        point_class = voxel_class[batch.inverse.clamp_min(0)]
+        point_class = point_class.masked_fill(batch.inverse < 0, IGNORE_INDEX)
+        self._confusion.update(point_class, batch.point_labels)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs mIoU, accuracy and the IoU of each class, over all processes."""
+        assert self._confusion is not None
+        self.scores = self._confusion.summed_over_processes().compute()
+        self._confusion = None
+        values = {
+            "val/miou": self.scores.miou,
+            "val/miou_present": self.scores.miou_present,
+            "val/accuracy": self.scores.accuracy,
+        }
+        self.log_dict(values, rank_zero_only=False)
+        self.log("miou", self.scores.miou, prog_bar=True, logger=False)
+        names = self.scores.class_names
+        self.log_dict(
+            {f"iou/{name}": float(v) for name, v in zip(names, self.scores.iou, strict=True)}
+        )
+        if not self.trainer.sanity_checking:
+            self.print(
+                f"\nvalidation after epoch {self.current_epoch}\n{self.scores.table(present_only=True)}"
+            )
+
+    # -- checkpoints ------------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds what is needed to rebuild and feed the network."""
+        data = self.data
+        info = CheckpointInfo(
+            network=self.network_name,
+            network_args=self.network_args,
+            voxel_size=float(data.voxel_size),
+            class_names=list(data.class_names),
+            raw_ids=list(data.raw_ids),
+            config=self.run_config,
+            version=__version__,
+        )
+        checkpoint[ENTRY] = info.as_dict()
