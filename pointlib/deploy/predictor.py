@@ -1,0 +1,117 @@
+"""A trained network as a function of raw points, fed exactly as in evaluation."""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from pointlib.data import PointCloudSample, VoxelizeSegmentation, collate_segmentation
+from pointlib.models.checkpoint import CheckpointInfo, build_network, read_checkpoint
+
+
+class Prediction(NamedTuple):
+    """What a predictor says about N points.
+
+    Attributes:
+        labels: (N,) uint8 train ids: indices into `Predictor.class_names`.
+        probabilities: (N, num_classes) float32 softmax probabilities, or None when not asked for.
+    """
+
+    labels: npt.NDArray[np.uint8]
+    probabilities: npt.NDArray[np.float32] | None
+
+
+class Predictor:
+    """Labels every point of a cloud.
+
+    Attributes:
+        info: What the checkpoint says about the network.
+        device: Where the network runs.
+    """
+
+    def __init__(
+        self, network: nn.Module, info: CheckpointInfo, device: torch.device | str = "cpu"
+    ) -> None:
+        """Takes a network in evaluation mode and moves it to `device`."""
+        self.info = info
+        self.device = torch.device(device)
+        self.network = network.to(self.device).eval()
+        self._voxelize = VoxelizeSegmentation(info.voxel_size, max_voxels=None)
+        self._raw_ids = np.asarray(info.raw_ids, dtype=np.uint16)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Name of each train id."""
+        return tuple(self.info.class_names)
+
+    @torch.inference_mode()
+    def __call__(
+        self, points: npt.NDArray[np.float32] | Tensor, return_probabilities: bool = False
+    ) -> Prediction:
+        """Predicts one cloud.
+
+        Args:
+            points: (N, 4 or more) x, y, z in metres in the LiDAR frame, intensity as in the training data
+                (SemanticKITTI: 0..1); further columns are ignored.
+            return_probabilities: Whether to return the probability of every class.
+
+        Returns:
+            The prediction, in the order of `points`; empty for no points.
+
+        Raises:
+            ValueError: The shape is wrong or a coordinate is not finite.
+        """
+        cloud = _as_cloud(points)
+        if len(cloud) == 0:
+            empty = np.zeros((0, len(self.class_names)), dtype=np.float32)
+            return Prediction(np.zeros(0, np.uint8), empty if return_probabilities else None)
+        sample = PointCloudSample(cloud, path="<points>")
+        voxels = self._voxelize(sample, np.random.default_rng(0))
+        batch = collate_segmentation([voxels]).to(self.device)
+        logits = self.network(batch.voxels).float()
+        labels = logits.argmax(1).to(torch.uint8)[batch.inverse].cpu().numpy()
+        if not return_probabilities:
+            return Prediction(labels, None)
+        return Prediction(labels, logits.softmax(1)[batch.inverse].cpu().numpy())
+
+    def raw_ids(self, labels: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint16]:
+        """Raw data-set ids of train ids, as .label files hold them: (N,) uint8 to (N,) uint16."""
+        return self._raw_ids[labels]
+
+
+def load_predictor(
+    checkpoint: str | os.PathLike[str], device: torch.device | str = "auto"
+) -> Predictor:
+    """Loads a trained model for use; nothing in the file is executed.
+
+    Args:
+        checkpoint: A checkpoint of tools/train.py, or the folder of a run (its best, else its last checkpoint).
+        device: "auto" (the GPU if there is one), or a torch device.
+
+    Returns:
+        The predictor: `predictor(points)` gives a label for every point.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It is not a checkpoint of pointlib.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    loaded = read_checkpoint(checkpoint)
+    return Predictor(build_network(loaded), loaded.info, device)
+
+
+def _as_cloud(points: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
+    """Returns (N, 4) float32."""
+    array = points.detach().cpu().numpy() if isinstance(points, Tensor) else np.asarray(points)
+    if array.ndim != 2 or array.shape[1] < 4 or not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(
+            "Predictor: points must be floating (N, 4 or more) x, y, z, intensity, got "
+            f"{array.shape} {array.dtype}; add a column of intensities if there is none"
+        )
+    return np.ascontiguousarray(array[:, :4], dtype=np.float32)
