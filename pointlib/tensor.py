@@ -9,158 +9,8 @@ import torch
 from torch import Tensor
 
 from pointlib.ops.coords import check_coords
-from pointlib.ops.kernel_map import (
-    ConvSpec,
-    KernelMap,
-    Triple,
-    build_generative_map,
-    build_kernel_map,
-    to_triple,
-)
-
-
-class Sites:
-    """An immutable set of active voxels. Tensors on the same voxels hold the same Sites object.
-
-    Attributes:
-        coords: (N, 4) int32 `[batch, x, y, z]`, distinct; x, y, z in voxels of this resolution.
-        stride: (x, y, z), size of a voxel here in input voxels.
-        spatial_shape: Extent (x, y, z) in voxels of this resolution, or None where it is unbounded.
-        batch_size: Number of batch entries, empty ones counted.
-        number: Which of the Sites in one SiteMaps these are; 0 for the input.
-    """
-
-    def __init__(
-        self,
-        coords: Tensor,
-        stride: int | Sequence[int] = 1,
-        spatial_shape: int | Sequence[int] | None = None,
-        batch_size: int | None = None,
-    ) -> None:
-        check_coords(coords, "SparseTensor")
-        self.coords = coords.contiguous()
-        self.stride = to_triple(stride, "SparseTensor", "stride", 1)
-        self.spatial_shape = (
-            None
-            if spatial_shape is None
-            else to_triple(spatial_shape, "SparseTensor", "spatial_shape", 0)
-        )
-        if batch_size is None:
-            batch_size = int(coords[:, 0].max()) + 1 if len(coords) else 0
-        self.batch_size = batch_size
-        self.number = 0
-
-    def __len__(self) -> int:
-        return len(self.coords)
-
-    def to(self, device: torch.device | str) -> Sites:
-        """These voxels on `device`; itself where they are there already."""
-        if self.coords.device == torch.device(device):
-            return self
-        return Sites(self.coords.to(device), self.stride, self.spatial_shape, self.batch_size)
-
-
-class SiteMaps:
-    """The kernel maps among the voxels that descend from one input, each built once.
-
-    A map is found by the Sites it starts from and its whole ConvSpec, which is everything that determines it. The
-    tensors of one forward pass share one SiteMaps; it is freed with the last of them. Sites are told apart by their
-    number and not by their identity, so that torch.compile finds the maps of one scan where it found another's.
-
-    Args:
-        root: Voxels of the input.
-    """
-
-    def __init__(self, root: Sites) -> None:
-        self._members = [root]
-        self._outgoing: dict[int, dict[ConvSpec, tuple[Sites, KernelMap]]] = {}
-        self._incoming: dict[int, dict[ConvSpec, tuple[Sites, KernelMap]]] = {}
-        self._generative: dict[int, dict[ConvSpec, tuple[Sites, KernelMap]]] = {}
-        self._floors: dict[int, dict[Triple, Sites]] = {}
-        self._point_caches: dict[int, dict[Any, Any]] = {}
-
-    def conv(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
-        """Output voxels and kernel map of a convolution from `sites`, built at the first call."""
-        number = self._number_of(sites)
-        found = self._outgoing.setdefault(number, {}).get(spec)
-        if found is None:
-            floors = self._floors.setdefault(number, {})
-            known = floors.get(spec.stride) if spec.relation == "minkowski" else None
-            coords, kernel_map = build_kernel_map(
-                sites.coords, spec, sites.spatial_shape, None if known is None else known.coords
-            )
-            if spec.relation == "submanifold":
-                known = sites
-            elif known is None:
-                known = self._descend(sites, spec, coords)
-            if spec.relation == "minkowski":
-                floors[spec.stride] = known
-            found = self._outgoing[number][spec] = (known, kernel_map)
-            self._incoming.setdefault(known.number, {})[spec] = (sites, kernel_map.transpose())
-        return found
-
-    def inverse(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
-        """The finer voxels that `spec` led from to `sites`, and its map from right to left.
-
-        Raises:
-            ValueError: If no convolution of that spec led here.
-        """
-        arrivals = self._incoming.get(self._number_of(sites), {})
-        found = arrivals.get(spec)
-        if found is None:
-            known = ", ".join(str(s) for s in arrivals) or "none"
-            raise ValueError(
-                f"transposed convolution: x must come from a convolution of {spec}, whose voxels it restores; "
-                f"those that led to x: {known}. Use one of them, or generative=True to make new voxels."
-            )
-        return found
-
-    def generative(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
-        """Every finer voxel that a transposed convolution of `spec` reaches from `sites`, and its map.
-
-        Raises:
-            ValueError: If the stride of spec does not divide that of sites.
-        """
-        number = self._number_of(sites)
-        found = self._generative.setdefault(number, {}).get(spec)
-        if found is None:
-            if any(mine % step for mine, step in zip(sites.stride, spec.stride, strict=True)):
-                raise ValueError(
-                    f"transposed convolution: stride must divide the tensor's stride {sites.stride}, "
-                    f"got {spec.stride}."
-                )
-            x, y, z = (mine // step for mine, step in zip(sites.stride, spec.stride, strict=True))
-            coords, kernel_map = build_generative_map(sites.coords, spec)
-            fine = self._add(coords, (x, y, z), None, sites.batch_size)
-            found = self._generative[number][spec] = (fine, kernel_map)
-        return found
-
-    def point_cache(self, sites: Sites) -> dict[Any, Any]:
-        """What is kept for the voxels of `sites` seen as points; see PointTensor."""
-        return self._point_caches.setdefault(self._number_of(sites), {})
-
-    def _number_of(self, sites: Sites) -> int:
-        if sites.number >= len(self._members) or self._members[sites.number] is not sites:
-            raise ValueError(
-                "SiteMaps: sites must descend from the input of these maps, got those of another input. "
-                "Make a SparseTensor of the features and coords instead."
-            )
-        return sites.number
-
-    def _add(
-        self, coords: Tensor, stride: Triple, spatial_shape: Triple | None, batch_size: int
-    ) -> Sites:
-        """New Sites among these."""
-        sites = Sites(coords, stride, spatial_shape, batch_size)
-        sites.number = len(self._members)
-        self._members.append(sites)
-        return sites
-
-    def _descend(self, sites: Sites, spec: ConvSpec, coords: Tensor) -> Sites:
-        """Sites of the output of `spec`."""
-        x, y, z = (mine * step for mine, step in zip(sites.stride, spec.stride, strict=True))
-        shape = None if sites.spatial_shape is None else spec.output_shape(sites.spatial_shape)
-        return self._add(coords, (x, y, z), shape, sites.batch_size)
+from pointlib.ops.kernel_map import Triple
+from pointlib.sites import SiteMaps, Sites
 
 
 class SparseTensor:
@@ -194,9 +44,9 @@ class SparseTensor:
     ) -> None:
         check_coords(coords, "SparseTensor")
         _check_rows("SparseTensor", feats, coords)
-        _check_batch(coords, batch_size)
         self.feats = feats
         self.sites = Sites(coords, stride, spatial_shape, batch_size)
+        _check_bounds(self.sites)
         self.maps = SiteMaps(self.sites)
 
     def on(self, sites: Sites, feats: Tensor) -> SparseTensor:
@@ -389,14 +239,21 @@ def _check_rows(caller: str, feats: Tensor, coords: Tensor) -> None:
         )
 
 
-def _check_batch(coords: Tensor, batch_size: int | None) -> None:
-    if coords.is_meta or not len(coords):
-        low, high = 0, -1
-    else:
-        low, high = (int(bound) for bound in torch.aminmax(coords[:, 0]))
-    if low < 0:
-        raise ValueError(f"SparseTensor: coords must have batch indices >= 0, got {low}.")
-    if batch_size is not None and batch_size < max(high + 1, 0):
+def _check_bounds(sites: Sites) -> None:
+    if sites.coords.is_meta:
+        return
+    low, high = [0, 0, 0, 0], [-1, -1, -1, -1]
+    if len(sites):
+        low, high = (bound.tolist() for bound in torch.aminmax(sites.coords, dim=0))
+    if low[0] < 0 or high[0] >= sites.batch_size or sites.batch_size < 0:
         raise ValueError(
-            f"SparseTensor: batch_size must be at least the largest batch index + 1 = {high + 1}, got {batch_size}."
+            "SparseTensor: batch_size must be larger than every batch index, and those >= 0, "
+            f"got batch_size {sites.batch_size} for indices {low[0]} to {high[0]}."
+        )
+    shape = sites.spatial_shape
+    outside = shape and any(h >= n for h, n in zip(high[1:], shape, strict=True))
+    if shape is not None and (outside or min(low[1:]) < 0):
+        raise ValueError(
+            f"SparseTensor: coords must lie in [0, spatial_shape), got {low[1:]} to {high[1:]} for {shape}. "
+            "Crop the points, or leave spatial_shape out."
         )

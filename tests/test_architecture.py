@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FLOORS = [
     {"registry", "geometry", "files"},
     {"ops"},
+    {"sites"},
     {"tensor"},
     {"nn"},
     {"models", "data", "metrics"},

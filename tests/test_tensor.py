@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from pointlib.ops.kernel_map import ConvSpec, build_kernel_map
-from pointlib.tensor import PointTensor, Sites, SparseTensor
+from pointlib.sites import Sites
+from pointlib.tensor import PointTensor, SparseTensor
 from tests import oracles
 
 
@@ -225,6 +226,7 @@ def test_strided_coordinates_are_packed() -> None:
         (ValueError, "spatial_shape must be", {"spatial_shape": (4, 4)}),
         (ValueError, "batch_size must be", {"batch_size": -1}),
         (ValueError, "batch_size must be", {"batch_size": 1}),
+        (ValueError, r"coords must lie in \[0, spatial_shape\)", {"spatial_shape": (2, 2, 2)}),
         (ValueError, "batch", {"coords": torch.tensor([[-1, 0, 0, 0]] * 3, dtype=torch.int32)}),
     ],
     ids=lambda value: str(value)[:40] if not isinstance(value, type) else None,

@@ -10,7 +10,8 @@ import torch
 
 from pointlib.ops.scatter import gather_rows, scatter_mean
 from pointlib.ops.voxelize import TrilinearMap, devoxelize, trilinear_map, voxelize
-from pointlib.tensor import PointTensor, Sites, SparseTensor
+from pointlib.sites import Sites
+from pointlib.tensor import PointTensor, SparseTensor
 
 
 def initial_voxelize(
