@@ -54,11 +54,17 @@ def floor_divide(coords: np.ndarray, stride: np.ndarray) -> np.ndarray:
     outputs = np.empty((len(coords), 4), dtype=np.int64)
     count = 0
     for i in range(len(coords)):
-        outputs[count, 0] = coords[i, 0]
-        for axis in range(3):
-            outputs[count, axis + 1] = coords[i, axis + 1] // stride[axis]
-        if count == 0 or not np.array_equal(outputs[count], outputs[count - 1]):
-            count += 1
+        batch = np.int64(coords[i, 0])
+        x, y, z = coords[i, 1] // stride[0], coords[i, 2] // stride[1], coords[i, 3] // stride[2]
+        if count > 0:
+            last = outputs[count - 1]
+            if z == last[3] and y == last[2] and x == last[1] and batch == last[0]:
+                continue
+        outputs[count, 0] = batch
+        outputs[count, 1] = x
+        outputs[count, 2] = y
+        outputs[count, 3] = z
+        count += 1
     return outputs[:count]
 
 
