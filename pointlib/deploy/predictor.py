@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pointlib.data import PointCloudSample, VoxelizeSegmentation, collate_segmentation
 from pointlib.models.checkpoint import CheckpointInfo, build_network, read_checkpoint
+from pointlib.ops import best_device
 
 
 class Prediction(NamedTuple):
@@ -91,7 +92,7 @@ def load_predictor(
 
     Args:
         checkpoint: A checkpoint of tools/train.py, or the folder of a run (its best, else its last checkpoint).
-        device: "auto" (the GPU if there is one), or a torch device.
+        device: "auto" (the best that the operators run on), or a torch device.
 
     Returns:
         The predictor: `predictor(points)` gives a label for every point.
@@ -101,7 +102,7 @@ def load_predictor(
         ValueError: It is not a checkpoint of pointlib.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = best_device()
     loaded = read_checkpoint(checkpoint)
     return Predictor(build_network(loaded), loaded.info, device)
 

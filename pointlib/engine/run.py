@@ -37,6 +37,7 @@ from pointlib.engine.segmentation_task import SegmentationTask
 from pointlib.engine.sync_batchnorm import ProcessBatchNormSync
 from pointlib.files import write_file
 from pointlib.models.checkpoint import Checkpoint, load_weights, read_checkpoint
+from pointlib.ops import best_device
 
 log = logging.getLogger("pointlib")
 CONFIG_FILE = "config.yaml"
@@ -73,7 +74,7 @@ def build_trainer(
     if options.sync_batchnorm:
         plugins.append(ProcessBatchNormSync())
     return Trainer(
-        accelerator=options.accelerator,
+        accelerator=choose_accelerator(options),
         devices=options.devices,
         num_nodes=options.num_nodes,
         strategy=choose_strategy(options),
@@ -99,6 +100,23 @@ def build_trainer(
     )
 
 
+def choose_accelerator(options: TrainerConfig) -> str:
+    """Lightning's name of the kind of device: for "auto" the best one that the operators run on.
+
+    Raises:
+        ValueError: A GPU is asked for and the operators have no kernels for it.
+    """
+    best = "gpu" if best_device().type == "cuda" else "cpu"
+    if options.accelerator == "gpu" and best == "cpu":
+        raise ValueError(
+            "train: trainer.accelerator must be 'cpu' or 'auto', got 'gpu': there is no GPU, or the operators have no "
+            "kernels for it in this version"
+        )
+    if options.accelerator == "auto" and best == "cpu" and torch.cuda.is_available():
+        log.warning("training on the CPU: the operators have no CUDA kernels in this version")
+    return best if options.accelerator == "auto" else options.accelerator
+
+
 def choose_strategy(options: TrainerConfig) -> str:
     """Lightning's name of the strategy: one process, or DistributedDataParallel over several.
 
@@ -107,7 +125,7 @@ def choose_strategy(options: TrainerConfig) -> str:
     """
     devices = str(options.devices)
     if devices in ("auto", "-1"):
-        local = torch.cuda.device_count() if options.accelerator != "cpu" else 1
+        local = torch.cuda.device_count() if choose_accelerator(options) == "gpu" else 1
     else:
         local = len(devices.split(",")) if "," in devices else int(devices)
     launched = int(os.environ.get("WORLD_SIZE", "1"))
@@ -189,8 +207,7 @@ def check_resumable(checkpoint: Checkpoint, task: SegmentationTask, config: dict
     Raises:
         ValueError: The checkpoint is of another network.
     """
-    source = f"{checkpoint.info.describe()} in {checkpoint.path}"
-    load_weights(task.network, checkpoint.weights, task.describe(), source)
+    load_weights(task.network, checkpoint, task.describe())
     before, now = _flatten(checkpoint.info.config), _flatten(config)
     changed = sorted(
         key
