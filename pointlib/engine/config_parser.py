@@ -27,7 +27,7 @@ class ConfigParser(LightningArgumentParser):
 
     def __init__(self, *args: Any, raise_errors: bool = False, **kwargs: Any) -> None:
         """`raise_errors`: errors are ValueError instead of a message and exit status 2."""
-        super().__init__(*args, **kwargs)
+        super().__init__(*args, allow_abbrev=False, **kwargs)
         self.raise_errors = raise_errors
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -33,11 +33,11 @@ class NonFiniteLossError(RuntimeError):
 class SegmentationTask(LightningModule):
     """Trains a network that maps voxels to class logits.
 
-    The loss is the cross-entropy averaged over all labelled voxels of one optimizer step: of all scans of a batch,
-    of all processes and of all accumulated batches. So two processes, or two accumulated batches, give the gradient
-    of one batch of twice the size (up to rounding; statistics of batch norm are shared between processes only, with
-    `trainer.sync_batchnorm`). Random numbers of a step (dropout) come from a generator seeded by (seed, epoch,
-    batch, process), so a resumed run draws the same ones.
+    The loss is the (weighted) cross-entropy averaged over all labelled voxels of one optimizer step: of all scans of a
+    batch, of all processes and of all accumulated batches. So two processes, or two accumulated batches, give the
+    gradient of one batch of twice the size (up to rounding; statistics of batch norm are shared between processes
+    only, with `trainer.sync_batchnorm`). Random numbers of a step (dropout) come from a generator seeded by (seed,
+    epoch, batch, process), so a resumed run draws the same ones.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class SegmentationTask(LightningModule):
         network_args: dict[str, Any] | None = None,
         optimizer: OptimizerConfig = PUBLISHED_OPTIMIZER,
         schedule: ScheduleConfig = PUBLISHED_SCHEDULE,
+        class_weights: dict[str, float] | None = None,
         init_weights: str | None = None,
         seed: int = 0,
     ) -> None:
@@ -56,6 +57,7 @@ class SegmentationTask(LightningModule):
             network_args: Its keyword arguments, such as `cr` (width) and `num_classes`.
             optimizer: The optimizer.
             schedule: The learning rate over time.
+            class_weights: Weight of a class in the loss, by its name; 1 for classes not named.
             init_weights: Checkpoint (or folder of a run) whose weights training starts from; null: random ones.
             seed: Seed of the random numbers drawn during training.
         """
@@ -65,16 +67,16 @@ class SegmentationTask(LightningModule):
         self.network = create_model(network, **self.network_args)
         self.optimizer_config = optimizer
         self.schedule_config = schedule
+        self.class_weights = dict(class_weights or {})
         self.seed = seed
         self.run_config: dict[str, Any] = {}
         self.scores: SegmentationScores | None = None
         self._confusion: ConfusionMatrix | None = None
+        self._weight: Tensor | None = None
         self._window_reference = 1.0
         self._window_voxels = 0.0
         if init_weights is not None:
-            checkpoint = read_checkpoint(init_weights)
-            source = f"{checkpoint.info.describe()} in {checkpoint.path}"
-            load_weights(self.network, checkpoint.weights, self.describe(), source)
+            load_weights(self.network, read_checkpoint(init_weights), self.describe())
 
     def describe(self) -> str:
         """The network with its arguments, as in a call."""
@@ -131,10 +133,12 @@ class SegmentationTask(LightningModule):
                 "train on a split with label files"
             )
         logits = self(batch)
+        weight = self._loss_weight(logits.shape[1])
         loss_sum = F.cross_entropy(
-            logits.float(), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum"
+            logits.float(), batch.labels, weight, ignore_index=IGNORE_INDEX, reduction="sum"
         )
-        labelled = (batch.labels != IGNORE_INDEX).sum()
+        labelled = batch.labels[batch.labels != IGNORE_INDEX]
+        labelled = weight[labelled].sum()
         total_loss, voxels = self._sum_over_processes(loss_sum.detach(), labelled)
         if not math.isfinite(total_loss):
             self._raise_non_finite(total_loss, loss_sum, batch, batch_idx)
@@ -150,6 +154,26 @@ class SegmentationTask(LightningModule):
             rank_zero_only=True,
         )
         return loss_sum * (self.trainer.world_size / self._window_reference)
+
+    def _loss_weight(self, num_classes: int) -> Tensor:
+        """(num_classes,) float32 weight of each class."""
+        if self._weight is None:
+            names = list(self.data.class_names)
+            if len(names) != num_classes:
+                raise ValueError(
+                    f"training_step: network must have {len(names)} classes, as the label map, got "
+                    f"{num_classes}; set model.network_args.num_classes"
+                )
+            weight = torch.ones(num_classes, device=self.device)
+            for name, value in self.class_weights.items():
+                if name not in names or value < 0:
+                    raise ValueError(
+                        f"training_step: class_weights must map class names to weights >= 0, got {name!r}: {value}; "
+                        f"the classes are {', '.join(names)}"
+                    )
+                weight[names.index(name)] = value
+            self._weight = weight
+        return self._weight
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         """Turns the accumulated gradient into that of the mean over all voxels of the window.

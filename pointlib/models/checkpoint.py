@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import pickle
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,25 +143,23 @@ def build_network(checkpoint: Checkpoint) -> nn.Module:
     """
     info = checkpoint.info
     network = MODELS.create(info.network, **info.network_args)
-    load_weights(network, checkpoint.weights, info.describe(), checkpoint.path)
+    load_weights(network, checkpoint, info.describe())
     return network.eval()
 
 
-def load_weights(
-    network: nn.Module, weights: Mapping[str, Tensor], built: str, source: str
-) -> None:
-    """Copies weights into a network; all names and shapes must agree.
+def load_weights(network: nn.Module, checkpoint: Checkpoint, built: str) -> None:
+    """Copies a checkpoint's weights into a network of the same kind; all names and shapes must agree.
 
     Args:
         network: Receives the weights.
-        weights: State dict under the network's own names.
+        checkpoint: Where they come from.
         built: What `network` is, for the message: `CheckpointInfo.describe()`.
-        source: Where the weights come from and of which network they are, for the message.
 
     Raises:
         ValueError: They are of another network; the message names both and the first keys that differ.
     """
-    expected = network.state_dict()
+    info = checkpoint.info
+    expected, weights = network.state_dict(), checkpoint.weights
     differences = [
         f"{key}: {tuple(expected[key].shape)} in the network, {tuple(weights[key].shape)} in the checkpoint"
         for key in expected
@@ -170,11 +167,15 @@ def load_weights(
     ]
     differences += [f"{key}: missing in the checkpoint" for key in expected if key not in weights]
     differences += [f"{key}: not in the network" for key in weights if key not in expected]
+    with torch.device("meta"):
+        saved_kind = type(MODELS.create(info.network, **info.network_args))
+    if saved_kind is not type(network):  # kinds may share every name and shape
+        differences.insert(0, f"a {type(network).__name__} in the run, a {saved_kind.__name__} here")
     if differences:
         shown = "\n  ".join(differences[:3])
         raise ValueError(
-            f"load_weights: the checkpoint must be of {built}, got {source}; {len(differences)} of its entries "
-            f"differ, the first:\n  {shown}\nGive the checkpoint of this network, or change the config to the "
-            "checkpoint's network."
+            f"load_weights: the checkpoint must be of {built}, got {info.describe()} in {checkpoint.path}; "
+            f"{len(differences)} differences, the first:\n  {shown}\nGive the checkpoint of this network, or "
+            "change the config to the checkpoint's network."
         )
     network.load_state_dict(dict(weights))
