@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
 import logging
 import time
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, TQDMProgressBar
 
 from pointlib.engine.options import EarlyStoppingConfig, EmaConfig
 
@@ -95,6 +96,40 @@ class SkippedSamples(Callback):
         """States the total."""
         if self.count:
             log.warning("%d bad samples were skipped and replaced by others", self.count)
+
+
+class RunProgressBar(TQDMProgressBar):
+    """Lightning's bar with the time left until the end of the run (`left`, h:mm:ss), not only of the epoch."""
+
+    def __init__(self) -> None:
+        """Refreshes with every batch."""
+        super().__init__(refresh_rate=1)
+        self._started = 0.0
+        self._batches_before = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Starts the clock; batches of an earlier process of the run do not count."""
+        super().on_train_start(trainer, pl_module)
+        self._started = time.monotonic()
+        self._batches_before = self._batches_done(trainer)
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What stands at the end of the bar."""
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        done = self._batches_done(trainer)
+        fresh = done - self._batches_before
+        if trainer.training and fresh > 0 and trainer.max_epochs:
+            left = trainer.max_epochs * int(trainer.num_training_batches) - done
+            seconds = int(max(left, 0) * (time.monotonic() - self._started) / fresh)
+            items["left"] = str(datetime.timedelta(seconds=seconds))
+        return items
+
+    @staticmethod
+    def _batches_done(trainer: Trainer) -> int:
+        return trainer.fit_loop.epoch_loop.batch_progress.total.ready
 
 
 def build_ema(config: EmaConfig) -> EMAWeightAveraging | None:

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 import yaml
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import TQDMProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from pointlib.engine.callbacks import (
     LearningRateLog,
+    RunProgressBar,
     SkippedSamples,
     StepTimer,
     build_early_stopping,
@@ -69,7 +69,7 @@ def build_trainer(
     if logger != "none":
         callbacks.append(LearningRateLog())
     if options.progress_bar:
-        callbacks.append(TQDMProgressBar(refresh_rate=1))
+        callbacks.append(RunProgressBar())
     plugins: list[Any] = [AtomicCheckpointIO()]
     if options.sync_batchnorm:
         plugins.append(ProcessBatchNormSync())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.loops.progress import _ProcessedTracker
@@ -117,6 +117,7 @@ class SegmentationData(LightningDataModule):
         self._train: SegmentationDataset | None = None
         self._val: SegmentationDataset | None = None
         self._sampler: EpochSampler | None = None
+        self._saved_order: dict[str, Any] | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -175,9 +176,19 @@ class SegmentationData(LightningDataModule):
         sampler = self._train_sampler()
         epoch, batches_done = training_position(self.trainer)
         sampler.set_epoch(epoch)
-        sampler.set_start(batches_done)
+        if batches_done:
+            place = {**(self._saved_order or sampler.state_dict(0)), "epoch": epoch}
+            sampler.load_state_dict({**place, "batch": batches_done})
         self._sampler = sampler
         return self._loader(self._train, sampler)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The order of samples, so that a run does not go on in the middle of another order."""
+        return self._sampler.state_dict(0) if self._sampler is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remembers the order; `train_dataloader` compares it when it starts inside an epoch."""
+        self._saved_order = state_dict
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses the epoch of the training batches that are asked for next."""

@@ -170,7 +170,9 @@ def load_weights(network: nn.Module, checkpoint: Checkpoint, built: str) -> None
     with torch.device("meta"):
         saved_kind = type(MODELS.create(info.network, **info.network_args))
     if saved_kind is not type(network):  # kinds may share every name and shape
-        differences.insert(0, f"a {type(network).__name__} in the run, a {saved_kind.__name__} here")
+        differences.insert(
+            0, f"a {type(network).__name__} in the run, a {saved_kind.__name__} here"
+        )
     if differences:
         shown = "\n  ".join(differences[:3])
         raise ValueError(

@@ -224,3 +224,32 @@ def test_tensorboard_is_written_and_early_stopping_stops(tmp_path: Path) -> None
     assert train(["--config", str(write_config(tmp_path / "c.yaml", config))]) == 0
     assert load(tmp_path / "run" / "last.ckpt")["epoch"] < 8
     assert any(name.startswith("events") for name in os.listdir(tmp_path / "run" / "logs"))
+
+
+def test_a_logger_that_is_not_installed_names_the_command(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lightning.pytorch.loggers import wandb
+
+    monkeypatch.setattr(wandb, "_WANDB_AVAILABLE", False)
+    config = {**tiny_config(tmp_path, tmp_path / "run"), "logger": "wandb"}
+    assert train(["--config", str(write_config(tmp_path / "c.yaml", config))]) == 1
+    assert "pip install 'pointlib[wandb]'" in caplog.records[-1].getMessage()
+
+
+def test_another_order_of_samples_is_refused_inside_an_epoch(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = write_dataset(tmp_path / "data", train=6, val=1)
+    last = np.random.default_rng([3, 0]).permutation(6)[-1]  # the run stops inside its first epoch
+    bad = root / f"sequences/00/velodyne/{last:06d}.bin"
+    content = bad.read_bytes()
+    bad.write_bytes(content[:1001])
+    status, folder = run(tmp_path, "run", root, data={"batch_size": 1})
+    assert status == 1
+    assert load(folder / "last.ckpt")["global_step"] > 0
+    bad.write_bytes(content)
+    assert run(tmp_path, "run", root, data={"batch_size": 2})[0] == 1
+    assert "global_batch_size 1 (now 2)" in caplog.records[-1].getMessage()
+    assert run(tmp_path, "run", root, data={"batch_size": 1})[0] == 0
+    assert load(folder / "last.ckpt")["global_step"] == 18
