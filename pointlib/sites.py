@@ -73,16 +73,16 @@ class SiteMaps:
 
     def __init__(self, root: Sites) -> None:
         self._members = [root]
-        self._outgoing: dict[int, dict[ConvSpec, tuple[Sites, KernelMap]]] = {}
-        self._incoming: dict[int, dict[ConvSpec, tuple[Sites, KernelMap]]] = {}
-        self._generative: dict[int, dict[ConvSpec, tuple[Sites, KernelMap]]] = {}
+        self._outgoing: dict[int, dict[str, tuple[Sites, KernelMap]]] = {}
+        self._incoming: dict[int, dict[str, tuple[Sites, KernelMap]]] = {}
+        self._generative: dict[int, dict[str, tuple[Sites, KernelMap]]] = {}
         self._floors: dict[int, dict[Triple, Sites]] = {}
         self._point_caches: dict[int, dict[Any, Any]] = {}
 
     def conv(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
         """Output voxels and kernel map of a convolution from `sites`, built at the first call."""
         number = self._number_of(sites)
-        found = self._outgoing.setdefault(number, {}).get(spec)
+        found = self._outgoing.setdefault(number, {}).get(spec.key)
         if found is None:
             floors = self._floors.setdefault(number, {})
             known = floors.get(spec.stride) if spec.relation == "minkowski" else None
@@ -95,8 +95,8 @@ class SiteMaps:
                 known = self._descend(sites, spec, coords)
             if spec.relation == "minkowski":
                 floors[spec.stride] = known
-            found = self._outgoing[number][spec] = (known, kernel_map)
-            self._incoming.setdefault(known.number, {})[spec] = (sites, kernel_map.transpose())
+            found = self._outgoing[number][spec.key] = (known, kernel_map)
+            self._incoming.setdefault(known.number, {})[spec.key] = (sites, kernel_map.transpose())
         return found
 
     def inverse(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
@@ -106,9 +106,9 @@ class SiteMaps:
             ValueError: If no convolution of that spec led here.
         """
         arrivals = self._incoming.get(self._number_of(sites), {})
-        found = arrivals.get(spec)
+        found = arrivals.get(spec.key)
         if found is None:
-            known = ", ".join(str(s) for s in arrivals) or "none"
+            known = ", ".join(arrivals) or "none"
             raise ValueError(
                 f"transposed convolution: x must come from a convolution of {spec}, whose voxels it restores; "
                 f"those that led to x: {known}. Use one of them, or generative=True to make new voxels."
@@ -122,7 +122,7 @@ class SiteMaps:
             ValueError: If the stride of spec does not divide that of sites.
         """
         number = self._number_of(sites)
-        found = self._generative.setdefault(number, {}).get(spec)
+        found = self._generative.setdefault(number, {}).get(spec.key)
         if found is None:
             if any(mine % step for mine, step in zip(sites.stride, spec.stride, strict=True)):
                 raise ValueError(
@@ -132,7 +132,7 @@ class SiteMaps:
             x, y, z = (mine // step for mine, step in zip(sites.stride, spec.stride, strict=True))
             coords, kernel_map = build_generative_map(sites.coords, spec)
             fine = self._add(coords, (x, y, z), None, sites.batch_size)
-            found = self._generative[number][spec] = (fine, kernel_map)
+            found = self._generative[number][spec.key] = (fine, kernel_map)
         return found
 
     def point_cache(self, sites: Sites) -> dict[Any, Any]:

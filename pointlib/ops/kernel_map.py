@@ -21,7 +21,7 @@ generative one makes every fine voxel that a coarse voxel reaches.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from math import prod
 from typing import Literal, NamedTuple, get_args
@@ -64,7 +64,8 @@ class ConvSpec:
         dilation: Input voxels between two taps; int or (x, y, z).
         relation: Which outputs exist; None means `submanifold` at stride 1, else `minkowski`.
 
-    The attributes are those arguments, resolved: (x, y, z) each, and a relation.
+    The attributes are those arguments, resolved: (x, y, z) each, and a relation. `key` says all of them in one string,
+    which torch.compile can look up where it could not a dataclass.
 
     Raises:
         ValueError: If an entry is out of range, or `submanifold` is asked for with a stride.
@@ -79,6 +80,7 @@ class ConvSpec:
     padding: Triple
     dilation: Triple
     relation: Relation
+    key: str = field(init=False, repr=False, compare=False)
 
     def __init__(
         self,
@@ -109,8 +111,10 @@ class ConvSpec:
             centred = tuple(d * ((k - 1) // 2) for d, k in zip(spread, size, strict=True))
             padding = 0 if relation == "spconv" else centred
         values = (size, step, to_triple(padding, "ConvSpec", "padding", 0), spread, relation)
-        for name, value in zip(self.__dataclass_fields__, values, strict=True):
+        names = ("kernel_size", "stride", "padding", "dilation", "relation")
+        for name, value in zip(names, values, strict=True):
             object.__setattr__(self, name, value)
+        object.__setattr__(self, "key", repr(self))
 
     @property
     def kernel_volume(self) -> int:

@@ -40,7 +40,7 @@ def sparse_conv(
         ValueError: If a shape does not fit the others or the kernel map.
     """
     device = feats.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         feats, weight = feats.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
