@@ -54,7 +54,7 @@ def test_union_add_refuses_what_does_not_fit() -> None:
     x = tensor(A, 1, spatial_shape=8)
     for other in (
         tensor(B, 1, stride=2),
-        tensor(B, 1, spatial_shape=9),
+        tensor(A.flip(0), 1, spatial_shape=9),
         tensor(B, 1).with_feats(torch.ones(2, 2)),
     ):
         with pytest.raises(ValueError, match="same stride, channels and spatial_shape"):
