@@ -63,7 +63,8 @@ def test_every_checkpoint_of_a_run_leads_to_the_same_end(
         again.mkdir()
         (again / name).write_bytes(content)
         assert run(path, f"--run_dir={again}", f"--resume={again / name}") == 0
-        assert_same_weights(reference, load(again / "last.ckpt"))
+        end = again / "last.ckpt"  # not written where nothing was left to do
+        assert_same_weights(reference, load(end if end.exists() else again / name))
 
 
 def _child(arguments: list[str]) -> None:
