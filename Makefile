@@ -20,7 +20,7 @@ help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## train on synthetic street scenes, score and draw held-out ones; under 10 minutes on 2 cores
-	$(BIN)/python tools/prepare_data.py synthetic --root $(DEMO)/data
+	$(BIN)/python tools/prepare_data.py synthetic --root $(DEMO)/data --sequences 00:120 08:10 --azimuth-steps 720
 	$(BIN)/python tools/train.py --config configs/synthetic/spvcnn_demo.yaml --data.root $(DEMO)/data --run_dir $(DEMO)/run
 	$(BIN)/python tools/evaluate.py --checkpoint $(DEMO)/run/last.ckpt --data.root $(DEMO)/data --out $(DEMO)/evaluation
 	$(BIN)/python tools/visualize.py $(DEMO)/data --sequences 08 --predictions $(DEMO)/evaluation --view both --out $(DEMO)/pictures
