@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import logging
+import sys
 import time
 from typing import Any
 
@@ -102,8 +103,8 @@ class RunProgressBar(TQDMProgressBar):
     """Lightning's bar with the time left until the end of the run (`left`, h:mm:ss), not only of the epoch."""
 
     def __init__(self) -> None:
-        """Refreshes with every batch."""
-        super().__init__(refresh_rate=1)
+        """Refreshes with every batch on a terminal, and rarely where the output goes to a file."""
+        super().__init__(refresh_rate=1 if sys.stdout.isatty() else 50)
         self._started = 0.0
         self._batches_before = 0
 
