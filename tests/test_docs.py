@@ -65,6 +65,28 @@ def test_every_block_runs(page: Path, workplace: Path, monkeypatch: pytest.Monke
             run_command(line, monkeypatch)
 
 
+OPTION = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
+FOREIGN = {"logdir", "nproc_per_node"}
+"""Options of tensorboard and torchrun."""
+
+
+def test_every_option_on_a_page_exists(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    commands = ("check", "synthetic", "range-scans")
+    calls = [["tools/prepare_data.py", command] for command in commands]
+    calls += [[f"tools/{name}.py"] for name in ("train", "evaluate", "predict", "visualize")]
+    for script, *subcommand in calls:
+        monkeypatch.setattr(sys, "argv", [script, *subcommand, "--help"])
+        with pytest.raises(SystemExit):
+            runpy.run_path(str(ROOT / script), run_name="__main__")
+    known = set(OPTION.findall(capsys.readouterr().out)) | FOREIGN
+    pages = [*PAGES, ROOT / "benchmarks" / "real_scans.md"]
+    for page in pages:
+        used = set(OPTION.findall(page.read_text(encoding="utf-8"))) - {"trainer.max_epoch"}
+        assert used - known == set(), page.name
+
+
 def test_a_wrong_command_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(AssertionError, match="exit code"):
