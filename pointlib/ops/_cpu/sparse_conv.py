@@ -1,7 +1,7 @@
 """Sparse convolution on the CPU as a composition of torch products over cache-sized blocks of output rows.
 
 The pairs of a tap ascend in the output row, so the pairs that feed a block of rows are one slice per tap. Working
-block by block keeps what is gathered and what is accumulated in the L2 cache. Every row is summed over its taps in
+block by block keeps what is gathered and what is accumulated in the caches. Every row is summed over its taps in
 one fixed order, whatever the number of threads.
 """
 
