@@ -166,3 +166,8 @@ def test_the_rate_follows_the_batch_size() -> None:
     adamw = build_optimizer(weights, OptimizerConfig("adamw", lr=0.01, betas=(0.8, 0.9)), 16)
     assert isinstance(adamw, torch.optim.AdamW)
     assert adamw.defaults["betas"] == (0.8, 0.9)
+
+
+def test_augmentation_has_the_defaults_of_the_transforms_it_makes() -> None:
+    parameters = inspect.signature(segmentation_transforms).parameters.values()
+    assert dataclasses.asdict(AugmentConfig()) == {p.name: p.default for p in parameters}
