@@ -1,19 +1,6 @@
-"""Pooling over a kernel map's pairs on the CPU."""
+"""The CPU implementations of this family: the compiled engine, or the composition."""
 
 from __future__ import annotations
 
-from torch import Tensor
-
-from pointlib.ops._cpu.scatter import add_rows, max_rows
-
-
-def pool_sum(feats: Tensor, in_index: Tensor, out_index: Tensor, num_out: int) -> Tensor:
-    """Sum of the inputs that the pairs bring to each output."""
-    return add_rows("pool_sum", feats, in_index, out_index, num_out)
-
-
-def pool_max(
-    feats: Tensor, in_index: Tensor, out_index: Tensor, num_out: int
-) -> tuple[Tensor, Tensor]:
-    """Largest input that the pairs bring to each output and channel, and its row."""
-    return max_rows("pool_max", feats, in_index, out_index, num_out)
+from pointlib.ops._cpu.composition.pooling import pool_max as pool_max
+from pointlib.ops._cpu.composition.pooling import pool_sum as pool_sum
