@@ -1,0 +1,259 @@
+// Sparse convolution: walks tiles of output rows (or taps) and calls the kernels of the chosen
+// instruction set.
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <stdexcept>
+#include <vector>
+
+#include "engine.h"
+#include "kernels.h"
+
+using namespace pointlib;
+
+namespace {
+
+constexpr int64_t MAX_SOURCES = 2;
+
+// Mirrors ConvArguments in pointlib/ops/_cpu/sparse_conv.py.
+struct ConvArguments {
+  int64_t dtype;
+  const void* feats[MAX_SOURCES];   // (num_in, c_in) each; the second is null where there is one
+  const void* packed[MAX_SOURCES];  // weights of each, from pl_conv_pack
+  int64_t c_in[MAX_SOURCES];
+  const int32_t* in_index;
+  const int32_t* out_index;
+  const int64_t* offset_ptr;
+  int64_t taps, num_out, c_out;
+  const float* scale;
+  const float* shift;
+  const void* residual;
+  double negative_slope;
+  void* out;
+  int64_t tile_rows;  // 0: weight stationary
+  int64_t threads;
+};
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+// Uninitialised memory, aligned to cache lines.
+template <typename T>
+std::unique_ptr<T[], Free> scratch(int64_t count) {
+  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
+  void* memory = std::aligned_alloc(64, bytes);
+  if (!memory) throw std::bad_alloc();
+  return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
+}
+
+const ConvKernels& kernels_of(int64_t dtype) {
+  if (dtype == FLOAT32) return kernels().float32;
+  if (dtype == BFLOAT16 && kernels().bfloat16) return *kernels().bfloat16;
+  throw std::runtime_error("dtype must be one that the instruction set has products for");
+}
+
+int64_t padded(int64_t channels) {
+  const int64_t width = kernels().width;
+  return (channels + width - 1) / width * width;
+}
+
+// Pairs whose output rows ascend inside every tap; a sorted copy where the caller's do not.
+struct OrderedPairs {
+  const int32_t* in;
+  const int32_t* out;
+  std::unique_ptr<int32_t[], Free> storage;
+
+  OrderedPairs(const ConvArguments& a) : in(a.in_index), out(a.out_index) {
+    bool ascending = true;
+#pragma omp parallel for num_threads(a.threads) reduction(&& : ascending) if (a.threads > 1)
+    for (int64_t tap = 0; tap < a.taps; ++tap) {
+      int descents = 0;
+      for (int64_t p = a.offset_ptr[tap] + 1; p < a.offset_ptr[tap + 1]; ++p)
+        descents += out[p] < out[p - 1];
+      ascending = ascending && descents == 0;
+    }
+    if (!ascending) sort(a);
+  }
+
+  void sort(const ConvArguments& a) {
+    const int64_t count = a.offset_ptr[a.taps];
+    storage = scratch<int32_t>(2 * count);
+    int32_t *sorted_in = storage.get(), *sorted_out = sorted_in + count;
+#pragma omp parallel num_threads(a.threads) if (a.threads > 1)
+    {
+      std::vector<uint64_t> keys;  // output row, then input row: no output comes twice within a tap
+#pragma omp for schedule(dynamic)
+      for (int64_t tap = 0; tap < a.taps; ++tap) {
+        const int64_t from = a.offset_ptr[tap], to = a.offset_ptr[tap + 1];
+        keys.clear();
+        for (int64_t p = from; p < to; ++p)
+          keys.push_back(uint64_t(a.out_index[p]) << 32 | uint32_t(a.in_index[p]));
+        std::sort(keys.begin(), keys.end());
+        for (int64_t p = from; p < to; ++p) {
+          sorted_in[p] = static_cast<int32_t>(keys[p - from]);
+          sorted_out[p] = static_cast<int32_t>(keys[p - from] >> 32);
+        }
+      }
+    }
+    in = sorted_in;
+    out = sorted_out;
+  }
+};
+
+Epilogue epilogue_of(const ConvArguments& a) {
+  return {a.scale, a.shift, a.residual, static_cast<float>(a.negative_slope)};
+}
+
+void multiply(const ConvArguments& a, const ConvKernels& k, int64_t tap, const Pairs& pairs,
+              float* sums) {
+  for (int64_t s = 0; s < MAX_SOURCES && a.feats[s]; ++s) {
+    const char* panels =
+        static_cast<const char*>(a.packed[s]) + tap * k.packed_bytes(a.c_in[s], a.c_out);
+    k.multiply(a.feats[s], a.c_in[s], pairs, panels, a.c_out, sums);
+  }
+}
+
+// Each thread takes tiles of output rows and sums all their taps in cache.
+void output_stationary(const ConvArguments& a, const ConvKernels& k, const OrderedPairs& ordered) {
+  const int64_t tiles = (a.num_out + a.tile_rows - 1) / a.tile_rows, width = padded(a.c_out);
+  const Epilogue epilogue = epilogue_of(a);
+#pragma omp parallel num_threads(a.threads) if (a.threads > 1)
+  {
+    if (k.enter) k.enter();
+    const auto sums = scratch<float>(std::min(a.tile_rows, a.num_out) * width);
+#pragma omp for schedule(dynamic)
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+      const int64_t first = tile * a.tile_rows, last = std::min(first + a.tile_rows, a.num_out);
+      std::fill_n(sums.get(), (last - first) * width, 0.0f);
+      for (int64_t tap = 0; tap < a.taps; ++tap) {
+        const int32_t* end = ordered.out + a.offset_ptr[tap + 1];
+        const int32_t* from = std::lower_bound(ordered.out + a.offset_ptr[tap], end, first);
+        const int32_t* to = std::lower_bound(from, std::min(end, from + (last - first)), last);
+        if (from == to) continue;
+        const Pairs pairs = {ordered.in + (from - ordered.out), from, to - from,
+                             static_cast<int32_t>(first)};
+        multiply(a, k, tap, pairs, sums.get());
+      }
+      k.finish(sums.get(), last - first, a.c_out, epilogue, first, a.out);
+    }
+    if (k.leave) k.leave();
+  }
+}
+
+// All threads share one tap after the other, whose weights stay in cache; the sums of every row lie
+// in memory.
+void weight_stationary(const ConvArguments& a, const ConvKernels& k) {
+  constexpr int64_t CHUNK = 512;
+  const int64_t width = padded(a.c_out);
+  const auto sums = scratch<float>(a.num_out * width);
+  const Epilogue epilogue = epilogue_of(a);
+#pragma omp parallel num_threads(a.threads) if (a.threads > 1)
+  {
+    if (k.enter) k.enter();
+#pragma omp for schedule(static)
+    for (int64_t row = 0; row < a.num_out; ++row)
+      std::fill_n(sums.get() + row * width, width, 0.0f);
+    for (int64_t tap = 0; tap < a.taps; ++tap) {
+      const int64_t begin = a.offset_ptr[tap], end = a.offset_ptr[tap + 1];
+#pragma omp for schedule(dynamic)
+      for (int64_t from = begin; from < end; from += CHUNK) {
+        const Pairs pairs = {a.in_index + from, a.out_index + from, std::min(CHUNK, end - from), 0};
+        multiply(a, k, tap, pairs, sums.get());
+      }
+    }
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < a.num_out; first += CHUNK)
+      k.finish(sums.get() + first * width, std::min(CHUNK, a.num_out - first), a.c_out, epilogue,
+               first, a.out);
+    if (k.leave) k.leave();
+  }
+}
+
+}  // namespace
+
+// Whether the chosen set multiplies this type.
+POINTLIB_API int64_t pl_conv_supports(int64_t dtype) {
+  return dtype == FLOAT32 || (dtype == BFLOAT16 && kernels().bfloat16);
+}
+
+// Bytes of `taps` packed taps.
+POINTLIB_API int64_t pl_conv_packed_bytes(int64_t dtype, int64_t taps, int64_t c_in,
+                                          int64_t c_out) {
+  return guarded([&]() -> int64_t { return taps * kernels_of(dtype).packed_bytes(c_in, c_out); });
+}
+
+// weight (taps, c_in, c_out) with any strides, in elements -> panels of the chosen set.
+POINTLIB_API int64_t pl_conv_pack(int64_t dtype, const void* weight, int64_t stride_tap,
+                                  int64_t stride_in, int64_t stride_out, int64_t taps, int64_t c_in,
+                                  int64_t c_out, void* packed, int64_t threads) {
+  return guarded([&]() -> int64_t {
+    const ConvKernels& k = kernels_of(dtype);
+    const int64_t element = dtype == FLOAT32 ? 4 : 2, bytes = k.packed_bytes(c_in, c_out);
+#pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
+    for (int64_t tap = 0; tap < taps; ++tap)
+      k.pack(static_cast<const char*>(weight) + tap * stride_tap * element, stride_in, stride_out,
+             c_in, c_out, static_cast<char*>(packed) + tap * bytes);
+    return 0;
+  });
+}
+
+POINTLIB_API int64_t pl_conv(const ConvArguments* arguments) {
+  return guarded([&]() -> int64_t {
+    const ConvArguments& a = *arguments;
+    const ConvKernels& k = kernels_of(a.dtype);
+    if (a.tile_rows > 0)
+      output_stationary(a, k, OrderedPairs(a));
+    else
+      weight_stationary(a, k);
+    return 0;
+  });
+}
+
+// grad_weight (taps, c_in, c_out) float32 = sum over each tap's pairs of feats[in]^T grad[out].
+// Pairs are cut into pieces whose size depends on the map alone, and their sums are added in order:
+// any number of threads gives the same bits.
+POINTLIB_API int64_t pl_conv_grad_weight(int64_t dtype, const void* feats, int64_t c_in,
+                                         const void* grad, int64_t c_out, const int32_t* in_index,
+                                         const int32_t* out_index, const int64_t* offset_ptr,
+                                         int64_t taps, float* grad_weight, int64_t threads) {
+  return guarded([&]() -> int64_t {
+    const ConvKernels& k = kernels_of(dtype);
+    const int64_t width = padded(c_out), size = c_in * width;
+    const int64_t most = std::max<int64_t>(8192, offset_ptr[taps] / 64);
+    struct Piece {
+      int64_t tap, from, to;
+    };
+    std::vector<Piece> pieces;
+    std::vector<int64_t> first_piece;
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      first_piece.push_back(pieces.size());
+      for (int64_t from = offset_ptr[tap]; from < offset_ptr[tap + 1]; from += most)
+        pieces.push_back({tap, from, std::min(from + most, offset_ptr[tap + 1])});
+    }
+    first_piece.push_back(pieces.size());
+    const int64_t count = pieces.size();
+    const auto partial = scratch<float>(count * size);
+#pragma omp parallel num_threads(threads) if (threads > 1)
+    {
+      const auto work = scratch<char>(k.outer_bytes(c_in, c_out));
+#pragma omp for schedule(dynamic)
+      for (int64_t p = 0; p < count; ++p) {
+        const auto [tap, from, to] = pieces[p];
+        std::fill_n(partial.get() + p * size, size, 0.0f);
+        const Pairs pairs = {in_index + from, out_index + from, to - from, 0};
+        k.outer(feats, c_in, grad, c_out, pairs, partial.get() + p * size, work.get());
+      }
+#pragma omp for schedule(dynamic)
+      for (int64_t tap = 0; tap < taps; ++tap)
+        for (int64_t i = 0; i < c_in; ++i) {
+          float* to = grad_weight + (tap * c_in + i) * c_out;
+          std::fill_n(to, c_out, 0.0f);
+          for (int64_t p = first_piece[tap]; p < first_piece[tap + 1]; ++p)
+            for (int64_t o = 0; o < c_out; ++o) to[o] += partial[p * size + i * width + o];
+        }
+    }
+    return 0;
+  });
+}
