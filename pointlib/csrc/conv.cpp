@@ -1,14 +1,13 @@
 // Sparse convolution: walks tiles of output rows (or taps) and calls the kernels of the chosen
 // instruction set.
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <new>
+#include <numeric>
 #include <stdexcept>
 #include <vector>
 
 #include "engine.h"
 #include "kernels.h"
+#include "memory.h"
 
 using namespace pointlib;
 
@@ -22,7 +21,7 @@ struct ConvArguments {
   const void* feats[MAX_SOURCES];   // (num_in, c_in) each; the second is null where there is one
   const void* packed[MAX_SOURCES];  // weights of each, from pl_conv_pack
   int64_t c_in[MAX_SOURCES];
-  const int32_t* in_index;
+  const int32_t* in_index;  // null: one tap, and row i feeds row i
   const int32_t* out_index;
   const int64_t* offset_ptr;
   int64_t taps, num_out, c_out;
@@ -35,24 +34,13 @@ struct ConvArguments {
   int64_t threads;
 };
 
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-// Uninitialised memory, aligned to cache lines.
-template <typename T>
-std::unique_ptr<T[], Free> scratch(int64_t count) {
-  const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 127) / 64 * 64;
-  void* memory = std::aligned_alloc(64, bytes);
-  if (!memory) throw std::bad_alloc();
-  return std::unique_ptr<T[], Free>(static_cast<T*>(memory));
-}
-
 const ConvKernels& kernels_of(int64_t dtype) {
   if (dtype == FLOAT32) return kernels().float32;
   if (dtype == BFLOAT16 && kernels().bfloat16) return *kernels().bfloat16;
   throw std::runtime_error("dtype must be one that the instruction set has products for");
 }
+
+int64_t element_bytes(int64_t dtype) { return dtype == FLOAT32 ? 4 : 2; }
 
 int64_t padded(int64_t channels) {
   const int64_t width = kernels().width;
@@ -63,10 +51,16 @@ int64_t padded(int64_t channels) {
 struct OrderedPairs {
   const int32_t* in;
   const int32_t* out;
-  std::unique_ptr<int32_t[], Free> storage;
+  Scratch<int32_t> storage;
+  std::vector<int32_t> count;  // 0, 1, 2 ... in place of pairs, where row i feeds row i
 
   OrderedPairs(const ConvArguments& a) : in(a.in_index), out(a.out_index) {
     bool ascending = true;
+    if (!in) {
+      count.resize(std::min(a.tile_rows, a.num_out));
+      std::iota(count.begin(), count.end(), 0);
+      return;
+    }
 #pragma omp parallel for num_threads(a.threads) reduction(&& : ascending) if (a.threads > 1)
     for (int64_t tap = 0; tap < a.taps; ++tap) {
       int descents = 0;
@@ -106,12 +100,32 @@ Epilogue epilogue_of(const ConvArguments& a) {
   return {a.scale, a.shift, a.residual, static_cast<float>(a.negative_slope)};
 }
 
+// `first_row` is what the pairs' input rows count from.
 void multiply(const ConvArguments& a, const ConvKernels& k, int64_t tap, const Pairs& pairs,
-              float* sums) {
+              float* sums, int64_t first_row = 0) {
   for (int64_t s = 0; s < MAX_SOURCES && a.feats[s]; ++s) {
     const char* panels =
         static_cast<const char*>(a.packed[s]) + tap * k.packed_bytes(a.c_in[s], a.c_out);
-    k.multiply(a.feats[s], a.c_in[s], pairs, panels, a.c_out, sums);
+    const char* rows = static_cast<const char*>(a.feats[s]);
+    rows += first_row * a.c_in[s] * element_bytes(a.dtype);
+    k.multiply(rows, a.c_in[s], pairs, panels, a.c_out, sums);
+  }
+}
+
+// Calls visit(tap, pairs, first_row) for the pairs of every tap whose outputs lie in [first, last).
+template <typename Visit>
+void each_tap(const ConvArguments& a, const OrderedPairs& ordered, int64_t first, int64_t last,
+              Visit visit) {
+  const int32_t base = static_cast<int32_t>(first);
+  if (!ordered.in) {
+    visit(0, Pairs{ordered.count.data(), ordered.count.data(), last - first, 0}, first);
+    return;
+  }
+  for (int64_t tap = 0; tap < a.taps; ++tap) {
+    const int32_t* end = ordered.out + a.offset_ptr[tap + 1];
+    const int32_t* from = std::lower_bound(ordered.out + a.offset_ptr[tap], end, first);
+    const int32_t* to = std::lower_bound(from, std::min(end, from + (last - first)), last);
+    if (from != to) visit(tap, Pairs{ordered.in + (from - ordered.out), from, to - from, base}, 0);
   }
 }
 
@@ -127,15 +141,9 @@ void output_stationary(const ConvArguments& a, const ConvKernels& k, const Order
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = tile * a.tile_rows, last = std::min(first + a.tile_rows, a.num_out);
       std::fill_n(sums.get(), (last - first) * width, 0.0f);
-      for (int64_t tap = 0; tap < a.taps; ++tap) {
-        const int32_t* end = ordered.out + a.offset_ptr[tap + 1];
-        const int32_t* from = std::lower_bound(ordered.out + a.offset_ptr[tap], end, first);
-        const int32_t* to = std::lower_bound(from, std::min(end, from + (last - first)), last);
-        if (from == to) continue;
-        const Pairs pairs = {ordered.in + (from - ordered.out), from, to - from,
-                             static_cast<int32_t>(first)};
-        multiply(a, k, tap, pairs, sums.get());
-      }
+      each_tap(a, ordered, first, last, [&](int64_t tap, const Pairs& pairs, int64_t first_row) {
+        multiply(a, k, tap, pairs, sums.get(), first_row);
+      });
       k.finish(sums.get(), last - first, a.c_out, epilogue, first, a.out);
     }
     if (k.leave) k.leave();
@@ -184,17 +192,23 @@ POINTLIB_API int64_t pl_conv_packed_bytes(int64_t dtype, int64_t taps, int64_t c
   return guarded([&]() -> int64_t { return taps * kernels_of(dtype).packed_bytes(c_in, c_out); });
 }
 
-// weight (taps, c_in, c_out) with any strides, in elements -> panels of the chosen set.
-POINTLIB_API int64_t pl_conv_pack(int64_t dtype, const void* weight, int64_t stride_tap,
-                                  int64_t stride_in, int64_t stride_out, int64_t taps, int64_t c_in,
-                                  int64_t c_out, void* packed, int64_t threads) {
+// weight (taps, c_in, c_out), of either type and with any strides, in elements -> panels of the
+// chosen set.
+POINTLIB_API int64_t pl_conv_pack(int64_t dtype, const void* weight, int64_t weight_dtype,
+                                  int64_t stride_tap, int64_t stride_in, int64_t stride_out,
+                                  int64_t taps, int64_t c_in, int64_t c_out, void* packed,
+                                  int64_t threads) {
   return guarded([&]() -> int64_t {
     const ConvKernels& k = kernels_of(dtype);
-    const int64_t element = dtype == FLOAT32 ? 4 : 2, bytes = k.packed_bytes(c_in, c_out);
+    const int64_t bytes = k.packed_bytes(c_in, c_out);
+    prefer_large_pages(packed, taps * bytes);
 #pragma omp parallel for num_threads(threads) schedule(dynamic) if (threads > 1)
-    for (int64_t tap = 0; tap < taps; ++tap)
-      k.pack(static_cast<const char*>(weight) + tap * stride_tap * element, stride_in, stride_out,
-             c_in, c_out, static_cast<char*>(packed) + tap * bytes);
+    for (int64_t tap = 0; tap < taps; ++tap) {
+      const char* from = static_cast<const char*>(weight);
+      from += tap * stride_tap * element_bytes(weight_dtype);
+      k.pack({from, weight_dtype, stride_in, stride_out}, c_in, c_out,
+             static_cast<char*>(packed) + tap * bytes);
+    }
     return 0;
   });
 }
@@ -203,7 +217,8 @@ POINTLIB_API int64_t pl_conv(const ConvArguments* arguments) {
   return guarded([&]() -> int64_t {
     const ConvArguments& a = *arguments;
     const ConvKernels& k = kernels_of(a.dtype);
-    if (a.tile_rows > 0)
+    prefer_large_pages(a.out, a.num_out * a.c_out * element_bytes(a.dtype));
+    if (a.tile_rows > 0 || !a.in_index)
       output_stationary(a, k, OrderedPairs(a));
     else
       weight_stationary(a, k);

@@ -21,6 +21,12 @@ struct Pairs {
       out_base;  // first output row of the tile: row out[p] is row out[p] - out_base of the sums
 };
 
+// One tap's weights (c_in, c_out) as they come, with strides in elements.
+struct Weight {
+  const void* data;
+  int64_t dtype, stride_in, stride_out;
+};
+
 // What happens to a finished sum, in this order: * scale + shift, + residual, activation.
 struct Epilogue {
   const float* scale;    // (c_out,) or null for 1
@@ -31,9 +37,9 @@ struct Epilogue {
 
 // The inner loops of one type of features. Sums are float32 rows of padded(c_out) floats.
 struct ConvKernels {
-  // Writes weight[i * stride_in + o * stride_out] as panels, in packed_bytes(c_in, c_out).
-  void (*pack)(const void* weight, int64_t stride_in, int64_t stride_out, int64_t c_in,
-               int64_t c_out, void* panels);
+  // Writes weight[i * stride_in + o * stride_out], of either type, as panels, in packed_bytes(c_in,
+  // c_out).
+  void (*pack)(const Weight& weight, int64_t c_in, int64_t c_out, void* panels);
   int64_t (*packed_bytes)(int64_t c_in, int64_t c_out);
   // sums[out - out_base] += feats[in] @ panels, for every pair.
   void (*multiply)(const void* feats, int64_t c_in, const Pairs& pairs, const void* panels,

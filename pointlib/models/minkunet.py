@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pointlib.models._registry import register_model
-from pointlib.nn import BatchNorm, Conv3d, ReLU, cat
+from pointlib.nn import BatchNorm, Conv3d, ReLU, conv_norm_act
 from pointlib.tensor import SparseTensor
 
 WIDTHS = (32, 32, 64, 128, 256, 256, 128, 96, 96)
@@ -32,7 +32,8 @@ class ConvBlock(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Features (N, in_channels) -> (M, out_channels)."""
-        return self.net(x)
+        conv, norm, relu = self.net
+        return conv_norm_act(x, conv, norm, relu)
 
 
 class ResidualBlock(nn.Module):
@@ -54,9 +55,15 @@ class ResidualBlock(nn.Module):
             )
         self.relu = ReLU(inplace=True)
 
-    def forward(self, x: SparseTensor) -> SparseTensor:
-        """Features (N, in_channels) -> (N, out_channels)."""
-        return self.relu(x.with_feats(self.net(x).feats + self.downsample(x).feats))
+    def forward(self, x: SparseTensor, skip: SparseTensor | None = None) -> SparseTensor:
+        """Features (N, in_channels) -> (N, out_channels); the channels of `skip` follow those of x."""
+        conv1, norm1, relu1, conv2, norm2 = self.net
+        residual = x
+        if isinstance(self.downsample, nn.Sequential):
+            conv, norm = self.downsample
+            residual = conv_norm_act(x, conv, norm, skip=skip)
+        inner = conv_norm_act(x, conv1, norm1, relu1, skip)
+        return conv_norm_act(inner, conv2, norm2, self.relu, residual=residual.feats)
 
 
 class MinkUNet(nn.Module):
@@ -116,7 +123,9 @@ class MinkUNet(nn.Module):
     def encode(self, x: SparseTensor) -> tuple[SparseTensor, ...]:
         """Voxels of stride 1 -> features at strides 1, 2, 4, 8, 16."""
         check_input(self, x)
-        levels = [self.stem(x)]
+        conv1, norm1, relu1, conv2, norm2, relu2 = self.stem
+        x = conv_norm_act(x, conv1, norm1, relu1)
+        levels = [conv_norm_act(x, conv2, norm2, relu2)]
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             levels.append(stage(levels[-1]))
         return tuple(levels)
@@ -125,7 +134,8 @@ class MinkUNet(nn.Module):
     def decode(up: nn.Module, x: SparseTensor, skip: SparseTensor) -> SparseTensor:
         """One decoder stage: up to the voxels of `skip`, join its features, refine."""
         deconv, refine = up.children()
-        return refine(cat([deconv(x), skip]))
+        first, second = refine.children()
+        return second(first(deconv(x), skip))
 
 
 def check_input(model: MinkUNet, x: SparseTensor) -> None:

@@ -47,9 +47,5 @@ def count_macs(model: nn.Module, x: SparseTensor) -> int:
 
 
 def _conv_pairs(module: Conv3d, x: SparseTensor) -> int:
-    if module.is_pointwise:
-        return len(x)
-    find = x.maps.inverse if module.transposed else x.maps.conv
-    if module.generative:
-        find = x.maps.generative
-    return find(x.sites, module.spec)[1].num_pairs
+    kernel_map = module.map_of(x)[1]
+    return len(x) if kernel_map is None else kernel_map.num_pairs

@@ -2,6 +2,7 @@
 
 from pointlib.nn.activation import GELU, Dropout, LeakyReLU, Linear, ReLU, SiLU
 from pointlib.nn.conv import Conv3d
+from pointlib.nn.fused import conv_norm_act
 from pointlib.nn.merge import add, cat, union_add
 from pointlib.nn.norm import (
     BatchNorm,
@@ -49,6 +50,7 @@ __all__ = [
     "Unpool3d",
     "add",
     "cat",
+    "conv_norm_act",
     "convert_sync_batchnorm",
     "crop",
     "initial_voxelize",

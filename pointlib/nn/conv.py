@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from pointlib.ops.kernel_map import ConvSpec, Relation
+from pointlib.ops.kernel_map import ConvSpec, KernelMap, Relation
 from pointlib.ops.sparse_conv import sparse_conv
+from pointlib.sites import Sites
 from pointlib.tensor import SparseTensor
 
 
@@ -87,27 +88,36 @@ class Conv3d(nn.Module):
 
     def forward(self, x: SparseTensor) -> SparseTensor:
         """Convolve x, (N, C_in) features, into (M, C_out) on the voxels of the output."""
-        if x.num_channels != self.in_channels:
-            raise ValueError(
-                f"Conv3d: x must have {self.in_channels} channels, got {x.num_channels}."
-            )
+        self.check_input(x.num_channels, x)
+        sites, kernel_map = self.map_of(x)
+        if kernel_map is None and self.groups == 1:
+            weight: Tensor = self.kernel.t()
+            return x.with_feats(nn.functional.linear(x.feats, weight, self.bias))
+        if kernel_map is None:
+            sites, kernel_map = x.maps.conv(x.sites, self.spec)
+        kernel = self.kernel.unsqueeze(0) if self.is_pointwise else self.kernel
+        feats = sparse_conv(x.feats, kernel, kernel_map, self.bias, self.groups)
+        return x.on(sites, feats)
+
+    def check_input(self, channels: int, x: SparseTensor) -> None:
+        """Raise unless `channels` channels of the dtype of x are what the layer takes."""
+        if channels != self.in_channels:
+            raise ValueError(f"Conv3d: x must have {self.in_channels} channels, got {channels}.")
         if x.dtype != self.kernel.dtype and not torch.is_autocast_enabled(x.device.type):
             raise TypeError(
                 f"Conv3d: x must have the parameters' dtype {self.kernel.dtype}, got {x.dtype}. "
                 "Convert one of them with .to(), or use torch.autocast."
             )
-        if self.is_pointwise and self.groups == 1 and self.spec.padding == (0, 0, 0):
-            weight: Tensor = self.kernel.t()
-            return x.with_feats(nn.functional.linear(x.feats, weight, self.bias))
+
+    def map_of(self, x: SparseTensor) -> tuple[Sites, KernelMap | None]:
+        """The output's voxels and the pairs that feed them; None for pairs where every row feeds itself alone."""
+        if self.is_pointwise and self.spec.padding == (0, 0, 0):
+            return x.sites, None
         if self.generative:
-            sites, kernel_map = x.maps.generative(x.sites, self.spec)
-        elif self.transposed:
-            sites, kernel_map = x.maps.inverse(x.sites, self.spec)
-        else:
-            sites, kernel_map = x.maps.conv(x.sites, self.spec)
-        kernel = self.kernel.unsqueeze(0) if self.is_pointwise else self.kernel
-        feats = sparse_conv(x.feats, kernel, kernel_map, self.bias, self.groups)
-        return x.on(sites, feats)
+            return x.maps.generative(x.sites, self.spec)
+        if self.transposed:
+            return x.maps.inverse(x.sites, self.spec)
+        return x.maps.conv(x.sites, self.spec)
 
     def extra_repr(self) -> str:
         """Arguments, as printed."""

@@ -23,7 +23,7 @@ def cat(tensors: Sequence[SparseTensor]) -> SparseTensor:
     Raises:
         ValueError: If there is none, or their voxels differ.
     """
-    _check_same_sites(tensors, "cat")
+    check_same_sites(tensors, "cat")
     return tensors[0].with_feats(torch.cat([x.feats for x in tensors], dim=1))
 
 
@@ -33,7 +33,7 @@ def add(x: SparseTensor, y: SparseTensor) -> SparseTensor:
     Raises:
         ValueError: If the voxels differ; `union_add` adds over their union.
     """
-    _check_same_sites((x, y), "add")
+    check_same_sites((x, y), "add")
     return x.with_feats(x.feats + y.feats)
 
 
@@ -62,7 +62,8 @@ def union_add(x: SparseTensor, y: SparseTensor) -> SparseTensor:
     return SparseTensor(feats, unique.coords, x.stride, shape, batch_size)
 
 
-def _check_same_sites(tensors: Sequence[SparseTensor], caller: str) -> None:
+def check_same_sites(tensors: Sequence[SparseTensor], caller: str) -> None:
+    """Raise ValueError unless there are tensors, all on the same voxels in the same order."""
     if not tensors:
         raise ValueError(f"{caller}: tensors must hold at least one tensor, got none.")
     first = tensors[0]

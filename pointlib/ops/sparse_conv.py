@@ -128,6 +128,8 @@ def _grad_weight_fake(
 
 def _transpose_channels(weight: Tensor, groups: int) -> Tensor:
     """(K, C_in / groups, C_out) -> (K, C_out / groups, C_in): the weight of the input gradient."""
+    if groups == 1:
+        return weight.transpose(1, 2)
     taps, c_in, c_out = weight.shape
     split = weight.view(taps, c_in, groups, c_out // groups)
     return split.permute(0, 3, 2, 1).reshape(taps, c_out // groups, groups * c_in)

@@ -57,87 +57,83 @@ def sparse_conv(
         return composition.sparse_conv(
             feats, weight, bias, in_index, out_index, offset_ptr, num_out, groups, identity_tap
         )
-    dtype = compute_dtype(feats.dtype)
-    out = conv_epilogue(
-        [feats.to(dtype)],
-        [pack(weight.to(dtype))],
-        (in_index, out_index, offset_ptr),
-        (num_out, weight.shape[2]),
-        shift=bias,
-    )
-    return out.to(feats.dtype)
+    pairs = (in_index, out_index, offset_ptr)
+    return fused_sparse_conv([feats], weight, *pairs, num_out, None, bias, None, 1.0)
 
 
-def conv_epilogue(
+@engine.or_composition(composition.fused_sparse_conv)
+def fused_sparse_conv(
     feats: Sequence[Tensor],
-    packed: Sequence[Tensor],
-    pairs: tuple[Tensor, Tensor, Tensor],
-    shape: tuple[int, int],
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    residual: Tensor | None = None,
-    negative_slope: float = 1.0,
+    weight: Tensor,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
+    num_out: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    negative_slope: float,
 ) -> Tensor:
-    """Convolve one or two inputs, as if concatenated, and finish each sum before it leaves the cache.
-
-    Args:
-        feats: One or two (N, C_in), of a dtype that the engine multiplies.
-        packed: The weights of each, from `pack`.
-        pairs: in_index, out_index, offset_ptr.
-        shape: (num_out, C_out).
-        scale, shift: (C_out,) floats: the sum becomes sum * scale + shift.
-        residual: (num_out, C_out) of the dtype of feats, added after that.
-        negative_slope: Factor of what is then below 0; 0 is ReLU.
-
-    Returns:
-        (num_out, C_out), the dtype of feats.
-    """
-    num_out, c_out = shape
-    out = feats[0].new_empty(shape)
+    """Inputs side by side, all their taps, and what follows the sum, before it leaves the cache."""
+    if feats[0].dtype == torch.float64:
+        return composition.fused_sparse_conv(
+            *(feats, weight, in_index, out_index, offset_ptr, num_out),
+            *(scale, shift, residual, negative_slope),
+        )
+    dtype = compute_dtype(feats[0].dtype)
+    ends = [0]
+    packed, rows = [], []
+    for part in feats:
+        ends.append(ends[-1] + part.shape[1])
+        packed.append(pack(weight[:, ends[-2] : ends[-1]], dtype))
+        rows.append(even_channels(part.to(dtype)).contiguous())
+    out = feats[0].new_empty((num_out, weight.shape[2]), dtype=dtype)
     if not out.numel():
-        return out
-    rows = [even_channels(x).contiguous() for x in feats]
-    held = [t.contiguous() for t in pairs]
-    factors = [None if t is None else t.float().contiguous() for t in (scale, shift)]
-    residual = None if residual is None else residual.contiguous()
-    taps = len(pairs[2]) - 1
-    dataflow = choose_dataflow(len(pairs[0]), taps, num_out, sum(x.shape[1] for x in rows), c_out)
+        return out.to(feats[0].dtype)
+    taps, c_in, c_out = weight.shape
+    num_pairs = num_out if in_index is None else len(in_index)
     arguments = ConvArguments(
-        dtype=DTYPES[feats[0].dtype],
-        feats=_pointers(*rows),
-        packed=_pointers(*packed),
-        c_in=(ctypes.c_int64 * 2)(*(x.shape[1] for x in rows)),
+        dtype=DTYPES[dtype],
+        feats=_pointers(rows),
+        packed=_pointers(packed),
+        c_in=(ctypes.c_int64 * 2)(*(part.shape[1] for part in rows)),
         taps=taps,
         num_out=num_out,
         c_out=c_out,
         negative_slope=negative_slope,
-        out=out.data_ptr(),
-        tile_rows=dataflow.tile_rows,
+        tile_rows=choose_dataflow(num_pairs, taps, num_out, c_in, c_out).tile_rows,
         threads=engine.num_threads(),
     )
-    names = ("in_index", "out_index", "offset_ptr", "scale", "shift", "residual")
-    for name, tensor in zip(names, (*held, *factors, residual), strict=True):
+    held = {
+        "in_index": in_index,
+        "out_index": out_index,
+        "offset_ptr": offset_ptr,
+        "scale": None if scale is None else scale.float(),
+        "shift": None if shift is None else shift.float(),
+        "residual": None if residual is None else residual.to(dtype),
+        "out": out,
+    }
+    held = {name: None if t is None else t.contiguous() for name, t in held.items()}
+    for name, tensor in held.items():
         setattr(arguments, name, None if tensor is None else tensor.data_ptr())
     engine.call("pl_conv", arguments)
-    return out
+    return out.to(feats[0].dtype)
 
 
-def pack(weight: Tensor) -> Tensor:
-    """Arrange (K, C_in, C_out) weights, with any strides, for the instruction set in use.
+def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """Arrange (K, C_in, C_out) weights, with any strides, for products in `dtype` by the instruction set in use.
 
     Returns:
         (bytes,) uint8; meaningful to this process alone.
     """
-    dtype = DTYPES[weight.dtype]
-    if weight.dtype == torch.bfloat16 and weight.shape[1] % 2:
-        weight = torch.nn.functional.pad(weight, (0, 0, 0, 1))
+    if weight.dtype not in DTYPES:
+        weight = weight.float()
     taps, c_in, c_out = weight.shape
-    size = engine.call("pl_conv_packed_bytes", dtype, taps, c_in, c_out)
+    size = engine.call("pl_conv_packed_bytes", DTYPES[dtype], taps, c_in, c_out)
     packed = torch.empty(size, dtype=torch.uint8)
-    engine.call(  # by address: any strides will do
-        *("pl_conv_pack", dtype, weight.data_ptr(), *weight.stride()),
-        *(taps, c_in, c_out, packed, engine.num_threads()),
-    )
+    source = (weight.data_ptr(), DTYPES[weight.dtype], *weight.stride())  # any strides will do
+    sizes = (taps, c_in, c_out)
+    engine.call("pl_conv_pack", DTYPES[dtype], *source, *sizes, packed, engine.num_threads())
     return packed
 
 
@@ -183,5 +179,5 @@ def even_channels(feats: Tensor) -> Tensor:
     return feats
 
 
-def _pointers(*tensors: Tensor) -> ctypes.Array[ctypes.c_void_p]:
+def _pointers(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
     return (ctypes.c_void_p * 2)(*(t.data_ptr() for t in tensors))

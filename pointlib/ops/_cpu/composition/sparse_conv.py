@@ -7,7 +7,7 @@ one fixed order, whatever the number of threads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -50,6 +50,38 @@ def sparse_conv(
         if bias is not None:
             block += bias
     return out.to(feats.dtype)
+
+
+def fused_sparse_conv(
+    feats: Sequence[Tensor],
+    weight: Tensor,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
+    num_out: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    negative_slope: float,
+) -> Tensor:
+    """Concatenate, convolve, and finish the sum, one after the other. Shapes as in ops/fused_conv.py."""
+    joined, dtype = torch.cat(list(feats), dim=1), _compute_dtype(feats[0])
+    joined = joined.to(dtype)
+    if in_index is None or out_index is None or offset_ptr is None:
+        out = joined @ weight[0].to(dtype)
+    else:
+        out = sparse_conv(
+            joined, weight.to(dtype), None, in_index, out_index, offset_ptr, num_out, 1, -1
+        )
+    if scale is not None:
+        out = out * scale.to(dtype)
+    if shift is not None:
+        out = out + shift.to(dtype)
+    if residual is not None:
+        out = out + residual.to(dtype)
+    if negative_slope != 1:
+        out = torch.where(out < 0, out * negative_slope, out)
+    return out.to(feats[0].dtype)
 
 
 def sparse_conv_grad_weight(
