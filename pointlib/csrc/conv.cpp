@@ -30,7 +30,7 @@ struct ConvArguments {
   const void* residual;
   double negative_slope;
   void* out;
-  int64_t tile_rows;  // 0: weight stationary
+  int64_t tile_rows;
   int64_t threads;
 };
 
@@ -102,7 +102,7 @@ Epilogue epilogue_of(const ConvArguments& a) {
 
 // `first_row` is what the pairs' input rows count from.
 void multiply(const ConvArguments& a, const ConvKernels& k, int64_t tap, const Pairs& pairs,
-              float* sums, int64_t first_row = 0) {
+              float* sums, int64_t first_row) {
   for (int64_t s = 0; s < MAX_SOURCES && a.feats[s]; ++s) {
     const char* panels =
         static_cast<const char*>(a.packed[s]) + tap * k.packed_bytes(a.c_in[s], a.c_out);
@@ -130,7 +130,7 @@ void each_tap(const ConvArguments& a, const OrderedPairs& ordered, int64_t first
 }
 
 // Each thread takes tiles of output rows and sums all their taps in cache.
-void output_stationary(const ConvArguments& a, const ConvKernels& k, const OrderedPairs& ordered) {
+void convolve(const ConvArguments& a, const ConvKernels& k, const OrderedPairs& ordered) {
   const int64_t tiles = (a.num_out + a.tile_rows - 1) / a.tile_rows, width = padded(a.c_out);
   const Epilogue epilogue = epilogue_of(a);
 #pragma omp parallel num_threads(a.threads) if (a.threads > 1)
@@ -146,35 +146,6 @@ void output_stationary(const ConvArguments& a, const ConvKernels& k, const Order
       });
       k.finish(sums.get(), last - first, a.c_out, epilogue, first, a.out);
     }
-    if (k.leave) k.leave();
-  }
-}
-
-// All threads share one tap after the other, whose weights stay in cache; the sums of every row lie
-// in memory.
-void weight_stationary(const ConvArguments& a, const ConvKernels& k) {
-  constexpr int64_t CHUNK = 512;
-  const int64_t width = padded(a.c_out);
-  const auto sums = scratch<float>(a.num_out * width);
-  const Epilogue epilogue = epilogue_of(a);
-#pragma omp parallel num_threads(a.threads) if (a.threads > 1)
-  {
-    if (k.enter) k.enter();
-#pragma omp for schedule(static)
-    for (int64_t row = 0; row < a.num_out; ++row)
-      std::fill_n(sums.get() + row * width, width, 0.0f);
-    for (int64_t tap = 0; tap < a.taps; ++tap) {
-      const int64_t begin = a.offset_ptr[tap], end = a.offset_ptr[tap + 1];
-#pragma omp for schedule(dynamic)
-      for (int64_t from = begin; from < end; from += CHUNK) {
-        const Pairs pairs = {a.in_index + from, a.out_index + from, std::min(CHUNK, end - from), 0};
-        multiply(a, k, tap, pairs, sums.get());
-      }
-    }
-#pragma omp for schedule(static)
-    for (int64_t first = 0; first < a.num_out; first += CHUNK)
-      k.finish(sums.get() + first * width, std::min(CHUNK, a.num_out - first), a.c_out, epilogue,
-               first, a.out);
     if (k.leave) k.leave();
   }
 }
@@ -218,10 +189,7 @@ POINTLIB_API int64_t pl_conv(const ConvArguments* arguments) {
     const ConvArguments& a = *arguments;
     const ConvKernels& k = kernels_of(a.dtype);
     prefer_large_pages(a.out, a.num_out * a.c_out * element_bytes(a.dtype));
-    if (a.tile_rows > 0 || !a.in_index)
-      output_stationary(a, k, OrderedPairs(a));
-    else
-      weight_stationary(a, k);
+    convolve(a, k, OrderedPairs(a));
     return 0;
   });
 }

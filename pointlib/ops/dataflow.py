@@ -1,48 +1,67 @@
-"""How a sparse convolution is carried out: the dataflows, and the prior that chooses one from a map's statistics.
+"""How a sparse convolution is carried out: the choice, from the statistics of its kernel map.
 
-| dataflow             | what stays in cache           | good at                                              |
-|----------------------|-------------------------------|------------------------------------------------------|
-| `output_stationary`  | the sums of a tile of rows    | nearly everything: each output is written once       |
-| `weight_stationary`  | the weights of one tap        | many taps with few pairs each, such as 7^3 kernels   |
+The engine sums a tile of output rows over all taps before it goes to the next tile. Small tiles keep the sums in cache
+(output stationary); large ones read the weights of a tap less often (weight stationary, where one tile holds every
+row). How many pairs a tap brings to a tile decides between the two, so that is what the prior looks at.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import NamedTuple
 
-TILE_ROWS = 512
-"""Rows of a tile: their sums fit in L2 at 256 channels, and a tap brings enough pairs to pay for its weights."""
+PAIRS_PER_TAP = 150
+"""Pairs that a tap should bring to a tile, on average: about where reading its weights stops to matter."""
 
-FEW_PAIRS = 8
-"""Pairs of a tap in a tile below which reading the tap's weights costs more than multiplying by them."""
+TILE_ROWS = (64, 4096)
+"""Smallest and largest tile: rows that fill the register blocks, and sums of 256 channels that fit in 4 MiB."""
+
+TILES_PER_THREAD = 4
+"""So that threads which got easier tiles find more."""
+
+
+class MapStatistics(NamedTuple):
+    """What the choice needs to know of a kernel map.
+
+    Attributes:
+        num_pairs: Pairs of all taps.
+        kernel_volume: Number of taps.
+        num_out: Output rows.
+    """
+
+    num_pairs: int
+    kernel_volume: int
+    num_out: int
 
 
 @dataclass(frozen=True)
 class Dataflow:
-    """One way to carry out a convolution.
+    """One way to carry out a convolution. Every one gives the same bits: a row's terms are summed in one order.
 
     Attributes:
-        name: As in the table above.
-        tile_rows: Output rows of a tile; 0 for `weight_stationary`.
+        tile_rows: Output rows of a tile.
     """
 
-    name: Literal["output_stationary", "weight_stationary"]
     tile_rows: int
 
 
-def choose_dataflow(
-    num_pairs: int, kernel_volume: int, num_out: int, c_in: int, c_out: int
-) -> Dataflow:
-    """Choose a dataflow for the CPU from the statistics of a kernel map.
+def choose_dataflow(statistics: MapStatistics, threads: int) -> Dataflow:
+    """Choose the dataflow of a convolution on the CPU.
 
     Args:
-        num_pairs: Pairs of all taps.
-        kernel_volume: Number of taps.
-        num_out: Output rows.
-        c_in, c_out: Channels.
+        statistics: Of the kernel map.
+        threads: Number of threads that will share the tiles.
 
     Returns:
-        The dataflow. Every dataflow gives the same numbers up to the order of summation.
+        The dataflow; its tile is a power of two.
+
+    Example:
+        >>> choose_dataflow(MapStatistics(345_532, 27, 91_852), threads=2)
+        Dataflow(tile_rows=1024)
     """
-    return Dataflow("output_stationary", TILE_ROWS)
+    smallest, largest = TILE_ROWS
+    pairs_per_row = statistics.num_pairs / max(statistics.kernel_volume * statistics.num_out, 1)
+    wanted = PAIRS_PER_TAP / max(pairs_per_row, 1e-9)
+    shared = statistics.num_out / (TILES_PER_THREAD * threads)
+    rows = max(min(wanted, shared, largest), smallest)
+    return Dataflow(1 << (int(rows).bit_length() - 1))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pointlib.ops._cpu import engine
 from pointlib.ops._cpu.composition import sparse_conv as composition
-from pointlib.ops.dataflow import choose_dataflow
+from pointlib.ops.dataflow import MapStatistics, choose_dataflow
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """As DType in csrc/kernels.h."""
@@ -90,7 +90,8 @@ def fused_sparse_conv(
     out = feats[0].new_empty((num_out, weight.shape[2]), dtype=dtype)
     if not out.numel():
         return out.to(feats[0].dtype)
-    taps, c_in, c_out = weight.shape
+    taps, _, c_out = weight.shape
+    threads = engine.num_threads()
     num_pairs = num_out if in_index is None else len(in_index)
     arguments = ConvArguments(
         dtype=DTYPES[dtype],
@@ -101,8 +102,8 @@ def fused_sparse_conv(
         num_out=num_out,
         c_out=c_out,
         negative_slope=negative_slope,
-        tile_rows=choose_dataflow(num_pairs, taps, num_out, c_in, c_out).tile_rows,
-        threads=engine.num_threads(),
+        tile_rows=choose_dataflow(MapStatistics(num_pairs, taps, num_out), threads).tile_rows,
+        threads=threads,
     )
     held = {
         "in_index": in_index,
