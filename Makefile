@@ -11,7 +11,8 @@ PYTEST_ARGS ?=
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.pointlib-installed
 DEMO := runs/demo
-NATIVE_SOURCES := $(shell find cuda pointlib tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' 2>/dev/null)
+NATIVE_SOURCES := $(shell find cuda pointlib tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' -o -name '*.inc' 2>/dev/null)
+ENGINE_SOURCES := $(wildcard pointlib/csrc/*)
 
 .PHONY: help demo test test-fast lint format install wheel clean
 .DELETE_ON_ERROR:
@@ -53,6 +54,7 @@ wheel: $(INSTALLED)  ## build dist/*.whl and dist/*.tar.gz
 
 clean:  ## remove what was built and every cache; keeps the environment and runs/
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f pointlib/*.so $(INSTALLED)
 	find benchmarks pointlib tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -64,8 +66,9 @@ $(BIN)/python:
 	  echo "      apt install python3-venv    (as root), then run make again" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-# An old pip cannot do editable installs from pyproject.toml; a new enough one is left alone.
-$(INSTALLED): pyproject.toml setup.py | $(BIN)/python
+# An old pip cannot do editable installs from pyproject.toml; a new enough one is left alone. Installing compiles the
+# CPU engine, so a change of its sources installs again.
+$(INSTALLED): pyproject.toml setup.py $(ENGINE_SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet "pip>=23"
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip install --editable ".[dev]"
