@@ -1,5 +1,4 @@
-// Sparse convolution: walks tiles of output rows (or taps) and calls the kernels of the chosen
-// instruction set.
+// Sparse convolution: walks tiles of output rows and calls the kernels of the chosen set.
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
@@ -220,6 +219,7 @@ POINTLIB_API int64_t pl_conv_grad_weight(int64_t dtype, const void* feats, int64
     const auto partial = scratch<float>(count * size);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+      if (k.enter) k.enter();
       const auto work = scratch<char>(k.outer_bytes(c_in, c_out));
 #pragma omp for schedule(dynamic)
       for (int64_t p = 0; p < count; ++p) {
@@ -228,6 +228,7 @@ POINTLIB_API int64_t pl_conv_grad_weight(int64_t dtype, const void* feats, int64
         const Pairs pairs = {in_index + from, out_index + from, to - from, 0};
         k.outer(feats, c_in, grad, c_out, pairs, partial.get() + p * size, work.get());
       }
+      if (k.leave) k.leave();
 #pragma omp for schedule(dynamic)
       for (int64_t tap = 0; tap < taps; ++tap)
         for (int64_t i = 0; i < c_in; ++i) {

@@ -6,6 +6,8 @@
 #include <cstring>
 #include <utility>
 
+#include "tiles.h"
+
 #if defined(__AVX512BF16__)
 #include <immintrin.h>
 #endif

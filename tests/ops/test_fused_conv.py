@@ -49,7 +49,9 @@ def expected(
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("channels", [((5,), 6), ((16, 16), 32), ((7, 1), 17), ((33, 64), 96)])
+@pytest.mark.parametrize(
+    "channels", [((5,), 6), ((16, 16), 32), ((7, 1), 17), ((33, 64), 96), ((530,), 20)]
+)
 @pytest.mark.parametrize("steps", ["", "scale shift", "residual", "scale shift residual act"])
 def test_equals_the_steps_one_by_one(
     dtype: torch.dtype, channels: tuple[tuple[int, ...], int], steps: str
