@@ -36,6 +36,8 @@ from pointlib.ops.coords import check_coords
 Relation = Literal["submanifold", "minkowski", "spconv"]
 Triple = tuple[int, int, int]
 MAX_KERNEL_SIZE = 7
+MAX_STEP = 2**31 - 1
+"""Largest stride, padding and dilation; their products with a coordinate stay inside int64."""
 
 
 def to_triple(value: int | Sequence[int], caller: str, name: str, minimum: int) -> Triple:
@@ -110,7 +112,11 @@ class ConvSpec:
         if padding is None:
             centred = tuple(d * ((k - 1) // 2) for d, k in zip(spread, size, strict=True))
             padding = 0 if relation == "spconv" else centred
-        values = (size, step, to_triple(padding, "ConvSpec", "padding", 0), spread, relation)
+        margin = to_triple(padding, "ConvSpec", "padding", 0)
+        for name, triple in (("stride", step), ("dilation", spread), ("padding", margin)):
+            if max(triple) > MAX_STEP:
+                raise ValueError(f"ConvSpec: {name} must be at most {MAX_STEP}, got {triple}.")
+        values = (size, step, margin, spread, relation)
         names = ("kernel_size", "stride", "padding", "dilation", "relation")
         for name, value in zip(names, values, strict=True):
             object.__setattr__(self, name, value)
@@ -132,7 +138,8 @@ class ConvSpec:
     def is_symmetric(self) -> bool:
         """Whether tap k and tap K - 1 - k are each other's mirror image at stride 1 (odd, centred kernel)."""
         axes = zip(self.kernel_size, self.padding, self.dilation, strict=True)
-        return self.relation == "submanifold" and all(2 * p == d * (k - 1) for k, p, d in axes)
+        centred = all(2 * p == d * (k - 1) for k, p, d in axes)
+        return self.relation == "submanifold" and self.kernel_volume % 2 == 1 and centred
 
     def output_shape(self, spatial_shape: Triple) -> Triple:
         """Extent of the output, (x, y, z) voxels, for an input of `spatial_shape`.

@@ -248,7 +248,8 @@ def test_submanifold_map_of_an_odd_kernel_is_its_own_mirror(kernel: int | oracle
 
 def test_only_a_centred_odd_kernel_claims_an_identity() -> None:
     coords = oracles.random_coords(np.random.default_rng(6), 40, extent=4)
-    for spec in (ConvSpec(2), ConvSpec(4), ConvSpec(3, padding=0), ConvSpec((3, 3, 2))):
+    even = ConvSpec(2, padding=1, dilation=2)  # the same on both sides, but nothing in the middle
+    for spec in (ConvSpec(2), ConvSpec(4), ConvSpec(3, padding=0), ConvSpec((3, 3, 2)), even):
         kernel_map = check_map(coords, spec)  # the contract holds whatever tap is claimed
         assert kernel_map.identity_tap == -1
     assert check_map(coords, ConvSpec(1)).identity_tap == 0

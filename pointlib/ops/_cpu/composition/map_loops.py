@@ -197,7 +197,7 @@ def merge_column(
         for tap in taps:
             while in_keys[at] < target:
                 at += 1
-            if in_keys[at] == target:
+            if in_keys[at] == target and at + 1 < len(in_keys):  # a key may equal the sentinel
                 slot = counts[tap]
                 in_rows[tap, slot] = at
                 out_rows[tap, slot] = i
