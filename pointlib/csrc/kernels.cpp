@@ -29,9 +29,11 @@ namespace {
 
 }  // namespace
 
+const RowKernels* row_kernels();  // kernels_rows.cpp
+
 const Kernels& table() {
   static const Kernels kernels = {POINTLIB_NAME(POINTLIB_SET), WIDTH, FLOAT32_KERNELS,
-                                  BFLOAT16_KERNELS};
+                                  BFLOAT16_KERNELS, row_kernels()};
   return kernels;
 }
 

@@ -58,11 +58,14 @@ struct ConvKernels {
   void (*leave)();
 };
 
+struct RowKernels;
+
 struct Kernels {
   const char* name;
   int64_t width;  // floats of a vector; padded(c) is c rounded up to a multiple of it
   ConvKernels float32;
   const ConvKernels* bfloat16;  // null where the set has no bfloat16 products
+  const RowKernels* rows;       // by Element, see rows_element.h
 };
 
 // The table of the instruction set that was chosen when the library was loaded.

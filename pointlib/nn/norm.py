@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pointlib.nn.activation import Features, map_feats
+from pointlib.ops.norm import batch_norm
 from pointlib.ops.scatter import accumulation_dtype, gather_rows, scatter_mean
 from pointlib.tensor import SparseTensor
 
@@ -35,7 +36,22 @@ class BatchNorm(nn.BatchNorm1d):
                 "BatchNorm: x must have more than 1 row in training, got 1. "
                 "Train with larger batches, or normalise with GroupNorm or LayerNorm."
             )
-        return super().forward(feats)
+        if not self.training or feats.dim() != 2 or feats.shape[1] != self.num_features:
+            return super().forward(feats)
+        out, mean, var = batch_norm(feats, self.weight, self.bias, self.eps)
+        self._update_running(mean, var * (feats.shape[0] / (feats.shape[0] - 1)))
+        return out
+
+    def _update_running(self, mean: Tensor, unbiased_var: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked.add_(1)
+        weight: Any = self.momentum
+        if weight is None:
+            weight = 1 / self.num_batches_tracked.to(self.running_mean.dtype)
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
+        self.running_var.lerp_(unbiased_var.to(self.running_var.dtype), weight)
 
 
 class SyncBatchNorm(BatchNorm):
@@ -78,17 +94,6 @@ class SyncBatchNorm(BatchNorm):
         if self.affine:
             out = out * self.weight.view(shape) + self.bias.view(shape)
         return out.to(feats.dtype)
-
-    def _update_running(self, mean: Tensor, unbiased_var: Tensor) -> None:
-        if self.running_mean is None or self.running_var is None:
-            return
-        assert self.num_batches_tracked is not None
-        self.num_batches_tracked.add_(1)
-        weight: Any = self.momentum
-        if weight is None:
-            weight = 1 / self.num_batches_tracked.to(mean.dtype)
-        self.running_mean.lerp_(mean.to(self.running_mean.dtype), weight)
-        self.running_var.lerp_(unbiased_var.to(self.running_var.dtype), weight)
 
 
 class _AllReduceSum(torch.autograd.Function):

@@ -1,0 +1,97 @@
+"""Batch norm in training against float64 formulas and torch's own, forward, backward and twice backward."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.autograd import gradcheck, gradgradcheck
+from torch.library import opcheck
+
+from pointlib.ops._cpu import engine
+from pointlib.ops.norm import batch_norm
+from tests.tolerances import assert_close
+
+OPS = torch.ops.pointlib
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def scene(rows: int, channels: int, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Features with means of several standard deviations, scale, shift."""
+    feats = torch.randn(rows, channels) * (torch.rand(channels) + 0.5) + torch.randn(channels) * 3
+    return feats.to(dtype).requires_grad_(), torch.rand(channels) + 0.5, torch.randn(channels)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "channels"), [(2, 1), (600, 19), (5000, 32)])
+def test_is_the_formula(rows: int, channels: int, dtype: torch.dtype) -> None:
+    feats, weight, bias = scene(rows, channels, dtype)
+    weight, bias = weight.requires_grad_(), bias.requires_grad_()
+    out, mean, var = batch_norm(feats, weight, bias)
+    upstream = torch.randn(rows, channels).to(dtype)
+    grads = torch.autograd.grad(out, (feats, weight, bias), upstream)
+    wide = [t.detach().double().requires_grad_() for t in (feats, weight, bias)]
+    expected_mean, expected_var = wide[0].mean(0), wide[0].var(0, correction=0)
+    expected = (wide[0] - expected_mean) / (expected_var + 1e-5).sqrt() * wide[1] + wide[2]
+    assert (out.dtype, grads[0].dtype, grads[1].dtype) == (dtype, dtype, torch.float32)
+    assert not mean.requires_grad and not var.requires_grad
+    assert_close(mean, expected_mean)
+    assert_close(var, expected_var)
+    assert_close(out, expected)
+    for ours, theirs in zip(
+        grads, torch.autograd.grad(expected, wide, upstream.double()), strict=True
+    ):
+        # Cancellation leaves the features' gradient with the error of terms larger than itself.
+        rtol = 1e-2 if dtype.itemsize < 4 else 1e-4
+        torch.testing.assert_close(ours.double(), theirs, rtol=rtol, atol=2e-3)
+
+
+def test_has_no_parameters_when_given_none() -> None:
+    feats, _, _ = scene(50, 4, torch.float32)
+    expected = nn.functional.batch_norm(feats, None, None, training=True)
+    assert_close(batch_norm(feats).feats, expected)
+
+
+def test_gradients() -> None:
+    feats, weight, bias = (t.detach().double().requires_grad_() for t in scene(9, 3, torch.float64))
+    assert gradcheck(lambda *t: batch_norm(*t).feats, (feats, weight, bias))
+    assert gradgradcheck(lambda *t: batch_norm(*t).feats, (feats, weight, bias))
+
+
+def test_opcheck() -> None:
+    feats, weight, bias = scene(9, 3, torch.float32)
+    opcheck(OPS.batch_norm, (feats, weight, bias, 1e-5))
+    grad, mean = torch.randn(9, 3), torch.zeros(3)
+    opcheck(OPS.batch_norm_backward, (grad, feats.detach(), weight, mean, mean + 1, 1e-5))
+
+
+@pytest.mark.skipif(engine.LIBRARY is None, reason="the CPU engine is not compiled")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_for_any_number_of_threads(dtype: torch.dtype) -> None:
+    feats, weight, bias = scene(20_000, 19, dtype)
+    upstream, results, threads = torch.randn(20_000, 19).to(dtype), [], torch.get_num_threads()
+    for count in (1, 2, 3, 8):
+        torch.set_num_threads(count)
+        out = batch_norm(feats, weight, bias)
+        results.append((*out, *torch.autograd.grad(out.feats, feats, upstream)))
+    torch.set_num_threads(threads)
+    for again in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(again, results[0], strict=True))
+
+
+@pytest.mark.skipif(engine.LIBRARY is None, reason="the CPU engine is not compiled")
+def test_statistics_of_many_rows_do_not_drift() -> None:
+    feats = torch.rand(300_000, 2) + 100
+    _, mean, var = batch_norm(feats)
+    torch.testing.assert_close(mean.double(), feats.double().mean(0), rtol=1e-7, atol=0)
+    expected = feats.double().var(0, correction=0)
+    torch.testing.assert_close(var.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_refuses_what_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="feats must hold at least one row"):
+        batch_norm(torch.empty(0, 2))
+    with pytest.raises(ValueError, match=r"weight must be \(2,\), got \(3,\)"):
+        batch_norm(torch.ones(4, 2), torch.ones(3))
+    with pytest.raises(TypeError, match="floating"):
+        batch_norm(torch.ones(4, 2).long())
