@@ -20,6 +20,7 @@ from pointlib.data import SemanticKITTI
 from pointlib.engine.config_parser import ConfigParser
 from pointlib.engine.evaluator import Precision, evaluate, write_report
 from pointlib.models.checkpoint import read_checkpoint
+from pointlib.ops.memory import keep_freed_memory
 
 
 def build_parser() -> ConfigParser:
@@ -95,4 +96,5 @@ def _progress_bar(steps: Iterator[int], total: int) -> Iterator[int]:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

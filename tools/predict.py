@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from pointlib.deploy import find_point_clouds, load_predictor, predict_files
 from pointlib.engine.config_parser import ConfigParser
+from pointlib.ops.memory import keep_freed_memory
 from pointlib.viz import birds_eye, save_figure
 
 
@@ -68,4 +69,5 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(main())

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 
 from pointlib.engine import train
+from pointlib.ops.memory import keep_freed_memory
 
 if __name__ == "__main__":
+    keep_freed_memory()
     sys.exit(train())

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pointlib.ops.kernel_map import ConvSpec, KernelMap, Relation
 from pointlib.ops.sparse_conv import sparse_conv
@@ -90,9 +90,6 @@ class Conv3d(nn.Module):
         """Convolve x, (N, C_in) features, into (M, C_out) on the voxels of the output."""
         self.check_input(x.num_channels, x)
         sites, kernel_map = self.map_of(x)
-        if kernel_map is None and self.groups == 1:
-            weight: Tensor = self.kernel.t()
-            return x.with_feats(nn.functional.linear(x.feats, weight, self.bias))
         if kernel_map is None:
             sites, kernel_map = x.maps.conv(x.sites, self.spec)
         kernel = self.kernel.unsqueeze(0) if self.is_pointwise else self.kernel
