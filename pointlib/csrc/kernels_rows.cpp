@@ -163,40 +163,75 @@ void moments(const void* feats, int64_t rows, int64_t channels, void* sum, void*
 
 template <typename T>
 void affine(const void* feats, int64_t rows, int64_t channels, const void* scale, const void* shift,
-            void* out) {
+            const void* residual, double negative_slope, void* out) {
   const T* __restrict x = static_cast<const T*>(feats);
-  const Sum<T>* __restrict a = static_cast<const Sum<T>*>(scale), * __restrict b =
-                                                                      static_cast<const Sum<T>*>(
-                                                                          shift);
+  const T* __restrict y = static_cast<const T*>(residual);
+  const Sum<T>* __restrict a = static_cast<const Sum<T>*>(scale);
+  const Sum<T>* __restrict b = static_cast<const Sum<T>*>(shift);
+  const Sum<T> slope = static_cast<Sum<T>>(negative_slope);
   T* __restrict to = static_cast<T*>(out);
-  for (int64_t r = 0; r < rows; ++r, x += channels, to += channels)
-    for (int64_t c = 0; c < channels; ++c) narrow(widen(x[c]) * a[c] + b[c], to + c);
+  for (int64_t r = 0; r < rows; ++r, x += channels, to += channels) {
+    if (y) {
+      for (int64_t c = 0; c < channels; ++c) {
+        const Sum<T> value = widen(x[c]) * a[c] + b[c] + widen(y[c]);
+        narrow(value < 0 ? value * slope : value, to + c);
+      }
+      y += channels;
+    } else {
+      for (int64_t c = 0; c < channels; ++c) {
+        const Sum<T> value = widen(x[c]) * a[c] + b[c];
+        narrow(value < 0 ? value * slope : value, to + c);
+      }
+    }
+  }
+}
+
+// Calls body with grad(position), which passes the activation backwards.
+template <typename T, typename Body>
+inline void with_gradient(const void* grad, const void* out, double negative_slope, Body body) {
+  const T* __restrict g = static_cast<const T*>(grad);
+  const T* __restrict y = static_cast<const T*>(out);
+  const Sum<T> slope = static_cast<Sum<T>>(negative_slope);
+  if (y)
+    body([=](int64_t at) { return widen(y[at]) > 0 ? widen(g[at]) : widen(g[at]) * slope; });
+  else
+    body([=](int64_t at) { return widen(g[at]); });
 }
 
 template <typename T>
-void grad_moments(const void* grad, const void* feats, int64_t rows, int64_t channels,
-                  const void* mean, void* sum, void* product) {
-  const T* __restrict g = static_cast<const T*>(grad), * __restrict x =
-                                                           static_cast<const T*>(feats);
+void grad_moments(const void* grad, const void* out, double negative_slope, const void* feats,
+                  int64_t rows, int64_t channels, const void* mean, void* sum, void* product) {
+  const T* __restrict x = static_cast<const T*>(feats);
   const Sum<T>* __restrict m = static_cast<const Sum<T>*>(mean);
-  add_up(rows, channels, static_cast<Sum<T>*>(sum),
-         [=](int64_t r, int64_t c) { return widen(g[r * channels + c]); });
-  add_up(rows, channels, static_cast<Sum<T>*>(product), [=](int64_t r, int64_t c) {
-    return widen(g[r * channels + c]) * (widen(x[r * channels + c]) - m[c]);
+  with_gradient<T>(grad, out, negative_slope, [=](auto g) {
+    add_up(rows, channels, static_cast<Sum<T>*>(sum),
+           [=](int64_t r, int64_t c) { return g(r * channels + c); });
+    add_up(rows, channels, static_cast<Sum<T>*>(product), [=](int64_t r, int64_t c) {
+      return g(r * channels + c) * (widen(x[r * channels + c]) - m[c]);
+    });
   });
 }
 
 template <typename T>
-void grad_affine(const void* grad, const void* feats, int64_t rows, int64_t channels,
-                 const void* mean, const void* scale, const void* slope, const void* shift,
-                 void* out) {
-  const T* __restrict g = static_cast<const T*>(grad), * __restrict x =
-                                                           static_cast<const T*>(feats);
-  const Sum<T>* __restrict m = static_cast<const Sum<T>*>(mean), * __restrict a = static_cast<const Sum<T>*>(scale), * __restrict b = static_cast<const Sum<T>*>(slope), * __restrict d = static_cast<const Sum<T>*>(shift);
-  T* __restrict to = static_cast<T*>(out);
-  for (int64_t r = 0; r < rows; ++r, g += channels, x += channels, to += channels)
-    for (int64_t c = 0; c < channels; ++c)
-      narrow(widen(g[c]) * a[c] + ((widen(x[c]) - m[c]) * b[c] + d[c]), to + c);
+void grad_affine(const void* grad, const void* out, double negative_slope, const void* feats,
+                 int64_t rows, int64_t channels, const void* mean, const void* scale,
+                 const void* slope, const void* shift, void* grad_feats, void* grad_residual) {
+  const T* __restrict x = static_cast<const T*>(feats);
+  const Sum<T>* __restrict m = static_cast<const Sum<T>*>(mean);
+  const Sum<T>* __restrict a = static_cast<const Sum<T>*>(scale);
+  const Sum<T>* __restrict b = static_cast<const Sum<T>*>(slope);
+  const Sum<T>* __restrict d = static_cast<const Sum<T>*>(shift);
+  T* __restrict to = static_cast<T*>(grad_feats);
+  T* __restrict passed = static_cast<T*>(grad_residual);
+  with_gradient<T>(grad, out, negative_slope, [=](auto g) {
+    for (int64_t r = 0; r < rows; ++r) {
+      const int64_t row = r * channels;
+      for (int64_t c = 0; c < channels; ++c)
+        narrow(g(row + c) * a[c] + ((widen(x[row + c]) - m[c]) * b[c] + d[c]), to + row + c);
+      if (passed)
+        for (int64_t c = 0; c < channels; ++c) narrow(g(row + c), passed + row + c);
+    }
+  });
 }
 
 template <typename T>

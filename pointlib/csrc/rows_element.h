@@ -105,16 +105,18 @@ struct RowKernels {
 
   // Batch norm. sum[c] = sum of feats, centred[c] = sum of (feats - sum / rows)^2.
   void (*moments)(const void* feats, int64_t rows, int64_t channels, void* sum, void* centred);
-  // out = feats * scale + shift.
+  // out = activation(feats * scale + shift + residual); residual may be null.
   void (*affine)(const void* feats, int64_t rows, int64_t channels, const void* scale,
-                 const void* shift, void* out);
-  // sum[c] = sum of grad, product[c] = sum of grad * (feats - mean).
-  void (*grad_moments)(const void* grad, const void* feats, int64_t rows, int64_t channels,
-                       const void* mean, void* sum, void* product);
-  // out = grad * scale + (feats - mean) * slope + shift.
-  void (*grad_affine)(const void* grad, const void* feats, int64_t rows, int64_t channels,
-                      const void* mean, const void* scale, const void* slope, const void* shift,
-                      void* out);
+                 const void* shift, const void* residual, double negative_slope, void* out);
+  // grad is taken where the activation's output is above 0, and else times its slope; out may be
+  // null for no activation. sum[c] = sum of grad, product[c] = sum of grad * (feats - mean).
+  void (*grad_moments)(const void* grad, const void* out, double negative_slope, const void* feats,
+                       int64_t rows, int64_t channels, const void* mean, void* sum, void* product);
+  // grad_feats = grad * scale + (feats - mean) * slope + shift, and grad_residual = grad unless
+  // null.
+  void (*grad_affine)(const void* grad, const void* out, double negative_slope, const void* feats,
+                      int64_t rows, int64_t channels, const void* mean, const void* scale,
+                      const void* slope, const void* shift, void* grad_feats, void* grad_residual);
 };
 
 }  // namespace pointlib

@@ -26,9 +26,9 @@ struct Blocks {
   int64_t count() const { return (rows + BLOCK - 1) / BLOCK; }
   int64_t size(int64_t block) const { return std::min(BLOCK, rows - block * BLOCK); }
   template <typename P>
-  P* at(P* feats, int64_t block) const {
+  P* at(P* feats, int64_t block) const {  // a null pointer stays one
     using Byte = std::conditional_t<std::is_const_v<P>, const char, char>;
-    return static_cast<Byte*>(feats) + block * BLOCK * row_bytes;
+    return feats ? static_cast<Byte*>(feats) + block * BLOCK * row_bytes : nullptr;
   }
   template <typename Body>
   void each(Body body) const {
@@ -39,8 +39,8 @@ struct Blocks {
 
 template <typename T>
 void forward(const RowKernels& kernels, const Blocks& blocks, const void* feats,
-             const Sum<T>* weight, const Sum<T>* bias, double eps, void* out, Sum<T>* mean,
-             Sum<T>* var) {
+             const Sum<T>* weight, const Sum<T>* bias, double eps, const void* residual,
+             double negative_slope, void* out, Sum<T>* mean, Sum<T>* var) {
   using S = Sum<T>;
   const int64_t channels = blocks.channels;
   const auto sums = scratch<S>(2 * blocks.count() * channels);
@@ -68,21 +68,23 @@ void forward(const RowKernels& kernels, const Blocks& blocks, const void* feats,
   prefer_large_pages(out, blocks.rows * blocks.row_bytes);
   blocks.each([&](int64_t block) {
     kernels.affine(blocks.at(feats, block), blocks.size(block), channels, scale.get(), shift,
-                   blocks.at(out, block));
+                   blocks.at(residual, block), negative_slope, blocks.at(out, block));
   });
 }
 
 template <typename T>
-void backward(const RowKernels& kernels, const Blocks& blocks, const void* grad, const void* feats,
-              const Sum<T>* weight, const Sum<T>* mean, const Sum<T>* var, double eps,
-              void* grad_feats, Sum<T>* grad_weight, Sum<T>* grad_bias) {
+void backward(const RowKernels& kernels, const Blocks& blocks, const void* grad, const void* out,
+              double negative_slope, const void* feats, const Sum<T>* weight, const Sum<T>* mean,
+              const Sum<T>* var, double eps, void* grad_feats, Sum<T>* grad_weight,
+              Sum<T>* grad_bias, void* grad_residual) {
   using S = Sum<T>;
   const int64_t channels = blocks.channels;
   const auto sums = scratch<S>(2 * blocks.count() * channels);
   const auto sum_of = [&](int64_t block) { return sums.get() + 2 * block * channels; };
   blocks.each([&](int64_t block) {
-    kernels.grad_moments(blocks.at(grad, block), blocks.at(feats, block), blocks.size(block),
-                         channels, mean, sum_of(block), sum_of(block) + channels);
+    kernels.grad_moments(blocks.at(grad, block), blocks.at(out, block), negative_slope,
+                         blocks.at(feats, block), blocks.size(block), channels, mean, sum_of(block),
+                         sum_of(block) + channels);
   });
   const auto scale = scratch<S>(3 * channels);
   S *slope = scale.get() + channels, *shift = slope + channels;
@@ -101,45 +103,50 @@ void backward(const RowKernels& kernels, const Blocks& blocks, const void* grad,
   }
   prefer_large_pages(grad_feats, blocks.rows * blocks.row_bytes);
   blocks.each([&](int64_t block) {
-    kernels.grad_affine(blocks.at(grad, block), blocks.at(feats, block), blocks.size(block),
-                        channels, mean, scale.get(), slope, shift, blocks.at(grad_feats, block));
+    kernels.grad_affine(blocks.at(grad, block), blocks.at(out, block), negative_slope,
+                        blocks.at(feats, block), blocks.size(block), channels, mean, scale.get(),
+                        slope, shift, blocks.at(grad_feats, block),
+                        blocks.at(grad_residual, block));
   });
 }
 
 }  // namespace
 
-// out = (feats - mean) / sqrt(var + eps) * weight + bias, with the mean and the biased variance of
-// each channel over all rows. Parameters and statistics are in Sum of the element; weight and bias
-// may be null for 1 and 0.
+// out = activation((feats - mean) / sqrt(var + eps) * weight + bias + residual), with the mean and
+// the biased variance of each channel over all rows. Parameters and statistics are in Sum of the
+// element; weight, bias and residual may be null for 1, 0 and 0.
 POINTLIB_API int64_t pl_batch_norm(int64_t element, const void* feats, int64_t rows,
                                    int64_t channels, const void* weight, const void* bias,
-                                   float eps, void* out, void* mean, void* var, int64_t threads) {
+                                   float eps, const void* residual, float negative_slope, void* out,
+                                   void* mean, void* var, int64_t threads) {
   return guarded([&]() -> int64_t {
     with_element(element, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       using S = Sum<T>;
       forward<T>(row_kernels(element), Blocks(rows, channels, sizeof(T), threads), feats,
-                 static_cast<const S*>(weight), static_cast<const S*>(bias), eps, out,
-                 static_cast<S*>(mean), static_cast<S*>(var));
+                 static_cast<const S*>(weight), static_cast<const S*>(bias), eps, residual,
+                 negative_slope, out, static_cast<S*>(mean), static_cast<S*>(var));
     });
     return 0;
   });
 }
 
-// The gradients of feats, weight and bias from that of out.
-POINTLIB_API int64_t pl_batch_norm_backward(int64_t element, const void* grad, const void* feats,
-                                            int64_t rows, int64_t channels, const void* weight,
-                                            const void* mean, const void* var, float eps,
-                                            void* grad_feats, void* grad_weight, void* grad_bias,
+// The gradients of feats, weight, bias and (unless null) residual from that of out. `out` is null
+// where there was no activation.
+POINTLIB_API int64_t pl_batch_norm_backward(int64_t element, const void* grad, const void* out,
+                                            float negative_slope, const void* feats, int64_t rows,
+                                            int64_t channels, const void* weight, const void* mean,
+                                            const void* var, float eps, void* grad_feats,
+                                            void* grad_weight, void* grad_bias, void* grad_residual,
                                             int64_t threads) {
   return guarded([&]() -> int64_t {
     with_element(element, [&](auto* type) {
       using T = std::remove_pointer_t<decltype(type)>;
       using S = Sum<T>;
-      backward<T>(row_kernels(element), Blocks(rows, channels, sizeof(T), threads), grad, feats,
-                  static_cast<const S*>(weight), static_cast<const S*>(mean),
+      backward<T>(row_kernels(element), Blocks(rows, channels, sizeof(T), threads), grad, out,
+                  negative_slope, feats, static_cast<const S*>(weight), static_cast<const S*>(mean),
                   static_cast<const S*>(var), eps, grad_feats, static_cast<S*>(grad_weight),
-                  static_cast<S*>(grad_bias));
+                  static_cast<S*>(grad_bias), grad_residual);
     });
     return 0;
   });

@@ -1,4 +1,4 @@
-"""Convolution, batch norm, addition and activation as one step: one operator in inference, the modules in training."""
+"""Convolution, batch norm, addition and activation as one step: one operator in inference, two in training."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ def conv_norm_act(
 ) -> SparseTensor:
     """Compute `act(norm(conv(cat([x, skip]))) + residual)`.
 
-    Where no gradient is wanted, this is one pass over the output for a Conv3d, a BatchNorm that uses its running
-    statistics and a ReLU or LeakyReLU: what lies between them, and the concatenation, is never stored. Other modules,
-    and those with hooks, are called one by one.
+    For a Conv3d, a BatchNorm and a ReLU or LeakyReLU, what lies between the steps is not stored. Where no gradient is
+    wanted and the batch norm uses its running statistics it is one pass over the output, which reads x and skip where
+    they are; in training the convolution is one and all that follows another. Other modules, and those with hooks,
+    are called one by one.
 
     Args:
         x: (N, C) features.
@@ -38,11 +39,17 @@ def conv_norm_act(
     Returns:
         (M, C_out) features on the voxels of conv's output.
     """
-    if not (isinstance(conv, Conv3d) and isinstance(norm, BatchNorm) and _fuses(conv, norm, act)):
-        out = norm(conv(x if skip is None else cat([x, skip])))
+    slope = _negative_slope(act)
+    if slope is None or not isinstance(norm, BatchNorm) or _watched(conv, norm, act):
+        return _one_by_one(x, conv, norm, act, skip, residual)
+    if not _folds(conv, norm):
+        out = conv(x if skip is None else cat([x, skip]))
+        if type(norm) is not BatchNorm or not norm.training or not len(out):
+            return _finish(norm(out), act, residual)
         if residual is not None:
-            out = out.with_feats(out.feats + residual)
-        return out if act is None else act(out)
+            residual = residual.to(out.dtype)
+        return out.with_feats(norm.train_step(out.feats, residual, slope))
+    assert isinstance(conv, Conv3d)
     parts = [x.feats]
     if skip is not None:
         check_same_sites([x, skip], "conv_norm_act")
@@ -55,23 +62,49 @@ def conv_norm_act(
     scale, shift = _scale_and_shift(conv, norm)
     sites, kernel_map = conv.map_of(x)
     kernel = conv.kernel.unsqueeze(0) if conv.is_pointwise else conv.kernel
-    slope = 1.0 if act is None else getattr(act, "negative_slope", 0.0)
     out = fused_sparse_conv(parts, kernel, kernel_map, scale, shift, residual, slope)
     return x.on(sites, out)
 
 
-def _fuses(conv: Conv3d, norm: BatchNorm, act: nn.Module | None) -> bool:
-    """Whether the steps may become one: nothing asks to see what lies between them."""
+def _one_by_one(
+    x: SparseTensor,
+    conv: nn.Module,
+    norm: nn.Module,
+    act: nn.Module | None,
+    skip: SparseTensor | None,
+    residual: Tensor | None,
+) -> SparseTensor:
+    return _finish(norm(conv(x if skip is None else cat([x, skip]))), act, residual)
+
+
+def _finish(x: SparseTensor, act: nn.Module | None, residual: Tensor | None) -> SparseTensor:
+    if residual is not None:
+        x = x.with_feats(x.feats + residual)
+    return x if act is None else act(x)
+
+
+def _negative_slope(act: nn.Module | None) -> float | None:
+    """What the activation does to values below 0; None if it is not of that kind."""
+    if act is None:
+        return 1.0
+    if isinstance(act, nn.LeakyReLU) and act.negative_slope >= 0:
+        return act.negative_slope
+    return 0.0 if isinstance(act, nn.ReLU) else None
+
+
+def _watched(*modules: nn.Module | None) -> bool:
+    """Whether something looks at what goes into or comes out of a module."""
+    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
+        return True
+    return any(m is not None and (m._forward_hooks or m._forward_pre_hooks) for m in modules)
+
+
+def _folds(conv: nn.Module, norm: BatchNorm) -> bool:
+    """Whether convolution and batch norm may become one operator."""
     if torch.is_grad_enabled() or torch.compiler.is_compiling():
         return False
-    if norm.training or norm.running_mean is None or conv.groups != 1:
-        return False
-    if torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks:
-        return False
-    if act is not None and not isinstance(act, (nn.ReLU, nn.LeakyReLU)):
-        return False
-    modules = [m for m in (conv, norm, act) if m is not None]
-    return not any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    fixed = not norm.training and norm.running_mean is not None
+    return fixed and isinstance(conv, Conv3d) and conv.groups == 1
 
 
 def _scale_and_shift(conv: Conv3d, norm: BatchNorm) -> tuple[Tensor, Tensor]:

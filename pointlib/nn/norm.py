@@ -31,14 +31,20 @@ class BatchNorm(nn.BatchNorm1d):
     def _normalize(self, feats: Tensor) -> Tensor:
         if self.training and feats.shape[0] == 0:
             return feats
-        if self.training and feats.shape[0] == 1:
+        if not self.training or feats.dim() != 2 or feats.shape[1] != self.num_features:
+            return super().forward(feats)
+        return self.train_step(feats, None, 1.0)
+
+    def train_step(self, feats: Tensor, residual: Tensor | None, negative_slope: float) -> Tensor:
+        """Normalise (N, C) with their own statistics, take note of these, add and activate; see ops.norm."""
+        if feats.shape[0] == 1:
             raise ValueError(
                 "BatchNorm: x must have more than 1 row in training, got 1. "
                 "Train with larger batches, or normalise with GroupNorm or LayerNorm."
             )
-        if not self.training or feats.dim() != 2 or feats.shape[1] != self.num_features:
-            return super().forward(feats)
-        out, mean, var = batch_norm(feats, self.weight, self.bias, self.eps)
+        out, mean, var = batch_norm(
+            feats, self.weight, self.bias, self.eps, residual, negative_slope
+        )
         self._update_running(mean, var * (feats.shape[0] / (feats.shape[0] - 1)))
         return out
 

@@ -1,4 +1,4 @@
-"""Batch norm over feature rows with the statistics of the batch.
+"""Batch norm over feature rows with the statistics of the batch, and the addition and activation behind it.
 
 Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
 ICML 2015. On the CPU the same bits for any number of threads, and sums that do not drift with the number of rows.
@@ -32,21 +32,29 @@ class BatchNormalized(NamedTuple):
 
 
 def batch_norm(
-    feats: Tensor, weight: Tensor | None = None, bias: Tensor | None = None, eps: float = 1e-5
+    feats: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    negative_slope: float = 1.0,
 ) -> BatchNormalized:
-    """Normalise each channel by its mean and variance over all rows, then scale and shift it.
+    """Normalise each channel by its mean and variance over all rows; scale, shift, add and activate.
 
     Args:
         feats: (N, C) floating, N >= 1. float16 and bfloat16 are computed in float32 and rounded once.
         weight: (C,) scale, or None for 1.
         bias: (C,) shift, or None for 0.
         eps: Added to the variance.
+        residual: (N, C) of the dtype of feats, added to the result; or None.
+        negative_slope: Of the activation for what is then below 0: 0 is ReLU, 1 is none.
 
     Returns:
-        BatchNormalized. Differentiable, twice too, in feats, weight and bias.
+        BatchNormalized. Differentiable, twice too, in feats, weight, bias and residual.
 
     Raises:
-        TypeError, ValueError: If feats is not (N, C) floating with a row, or a parameter not (C,).
+        TypeError, ValueError: If feats is not (N, C) floating with a row, residual not like it, a parameter not (C,)
+            or negative_slope below 0.
 
     Example:
         >>> batch_norm(torch.tensor([[1.0], [3.0]]), eps=0.0).feats.tolist()
@@ -61,15 +69,25 @@ def batch_norm(
                 f"batch_norm: {name} must be ({feats.shape[1]},), got {tuple(value.shape)}. "
                 "Give one number a channel."
             )
-    return BatchNormalized(*torch.ops.pointlib.batch_norm(feats, weight, bias, eps))
+    if residual is not None and (residual.shape, residual.dtype) != (feats.shape, feats.dtype):
+        raise ValueError(
+            f"batch_norm: residual must be {tuple(feats.shape)} {feats.dtype} as feats are, "
+            f"got {tuple(residual.shape)} {residual.dtype}."
+        )
+    if negative_slope < 0:
+        raise ValueError(f"batch_norm: negative_slope must be at least 0, got {negative_slope}.")
+    return BatchNormalized(
+        *torch.ops.pointlib.batch_norm(feats, weight, bias, eps, residual, negative_slope)
+    )
 
 
 LIB.define(
-    "batch_norm(Tensor feats, Tensor? weight, Tensor? bias, float eps) -> (Tensor, Tensor, Tensor)"
+    "batch_norm(Tensor feats, Tensor? weight, Tensor? bias, float eps, Tensor? residual, float negative_slope) "
+    "-> (Tensor, Tensor, Tensor)"
 )
 LIB.define(
-    "batch_norm_backward(Tensor grad, Tensor feats, Tensor? weight, Tensor mean, Tensor var, float eps) "
-    "-> (Tensor, Tensor, Tensor)"
+    "batch_norm_backward(Tensor grad, Tensor? out, float negative_slope, Tensor feats, Tensor? weight, Tensor mean, "
+    "Tensor var, float eps, bool with_residual) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 for _name in ("batch_norm", "batch_norm_backward"):
     LIB.impl(_name, getattr(cpu, _name), "CPU")
@@ -77,40 +95,58 @@ for _name in ("batch_norm", "batch_norm_backward"):
 
 
 @torch.library.register_fake("pointlib::batch_norm", lib=LIB)
-def _batch_norm_fake(
-    feats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _batch_norm_fake(feats: Tensor, *rest: object) -> tuple[Tensor, Tensor, Tensor]:
     mean = feats.new_empty(feats.shape[1], dtype=accumulation_dtype(feats))
     return feats.new_empty(feats.shape), mean, torch.empty_like(mean)
 
 
 @torch.library.register_fake("pointlib::batch_norm_backward", lib=LIB)
 def _backward_fake(
-    grad: Tensor, feats: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    return feats.new_empty(feats.shape), torch.empty_like(mean), torch.empty_like(mean)
+    grad: Tensor,
+    out: Tensor | None,
+    negative_slope: float,
+    feats: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_residual = feats.new_empty(feats.shape if with_residual else 0)
+    return (
+        feats.new_empty(feats.shape),
+        torch.empty_like(mean),
+        torch.empty_like(mean),
+        grad_residual,
+    )
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    feats, weight, bias, eps = inputs
-    _, mean, var = output
+    feats, weight, bias, ctx.eps, residual, ctx.negative_slope = inputs
+    out, mean, var = output
     ctx.mark_non_differentiable(mean, var)
-    ctx.save_for_backward(feats, weight, mean, var)
-    ctx.eps, ctx.bias_dtype = eps, None if bias is None else bias.dtype
+    activated = None if ctx.negative_slope == 1 else out
+    ctx.save_for_backward(feats, weight, mean, var, activated)
+    ctx.bias_dtype, ctx.with_residual = (
+        None if bias is None else bias.dtype,
+        residual is not None,
+    )
 
 
-def _backward(
-    ctx: Any, grad: Tensor, _mean: Any, _var: Any
-) -> tuple[Tensor, Tensor | None, Tensor | None, None]:
-    feats, weight, mean, var = ctx.saved_tensors
+def _backward(ctx: Any, grad: Tensor, _mean: Any, _var: Any) -> tuple[Tensor | None, ...]:
+    feats, weight, mean, var, out = ctx.saved_tensors
     if torch.is_grad_enabled():  # somebody wants the gradient of this gradient
-        grads = _differentiable_backward(grad, feats, weight, ctx.eps)
+        if out is not None:
+            grad = torch.where(out > 0, grad, grad * ctx.negative_slope)
+        grads = (*_differentiable_backward(grad, feats, weight, ctx.eps), grad)
     else:
-        statistics = (weight, mean, var, ctx.eps)
-        grads = torch.ops.pointlib.batch_norm_backward(grad, feats, *statistics)
+        grads = torch.ops.pointlib.batch_norm_backward(
+            *(grad, out, ctx.negative_slope, feats, weight, mean, var, ctx.eps, ctx.with_residual)
+        )
     grad_weight = None if weight is None else grads[1].to(weight.dtype)
     grad_bias = None if ctx.bias_dtype is None else grads[2].to(ctx.bias_dtype)
-    return grads[0], grad_weight, grad_bias, None
+    grad_residual = grads[3] if ctx.with_residual else None
+    return grads[0], grad_weight, grad_bias, None, grad_residual, None
 
 
 def _differentiable_backward(

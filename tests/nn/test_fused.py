@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from torch import nn
 
 from pointlib.models import create_model
-from pointlib.nn import BatchNorm, Conv3d, LeakyReLU, ReLU, SiLU, conv_norm_act
+from pointlib.nn import BatchNorm, Conv3d, LeakyReLU, ReLU, SiLU, cat, conv_norm_act
 from pointlib.nn import fused as module
 from pointlib.tensor import SparseTensor
 from tests import oracles
@@ -74,6 +75,26 @@ def test_strided_transposed_and_without_parameters(calls: list[int]) -> None:
     assert len(calls) == 2
     assert out.stride == x.stride
     assert_close(out.feats, expected.feats.double())
+
+
+@pytest.mark.parametrize("act", [None, ReLU(inplace=True), LeakyReLU(0.2)], ids=str)
+@pytest.mark.parametrize("joined", [False, True], ids=["alone", "skip and residual"])
+def test_training_equals_the_modules(act: nn.Module | None, joined: bool) -> None:
+    x = scan(6).to(torch.float64)
+    skip = x.with_feats(torch.randn(len(x), 5).double()) if joined else None
+    conv, norm = Conv3d(11 if joined else 6, 9, 3).double(), BatchNorm(9).double()
+    twin = copy.deepcopy(norm)
+    residual = torch.randn(len(x), 9).double() if joined else None
+    out = conv_norm_act(x, conv, norm, act, skip, residual).feats
+    expected = twin(conv(x if skip is None else cat([x, skip]))).feats
+    expected = expected if residual is None else expected + residual
+    expected = expected if act is None else act(expected)
+    torch.testing.assert_close(out, expected)
+    upstream = torch.randn_like(out)
+    grads = torch.autograd.grad(out, (*conv.parameters(), *norm.parameters()), upstream)
+    wanted = torch.autograd.grad(expected, (*conv.parameters(), *twin.parameters()), upstream)
+    torch.testing.assert_close(grads, wanted)
+    torch.testing.assert_close(norm.state_dict(), twin.state_dict())
 
 
 def test_modules_are_called_where_something_must_see_them(calls: list[int]) -> None:

@@ -46,6 +46,31 @@ def test_is_the_formula(rows: int, channels: int, dtype: torch.dtype) -> None:
         torch.testing.assert_close(ours.double(), theirs, rtol=rtol, atol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("slope", [0.0, 0.2, 1.0])
+@pytest.mark.parametrize("added", [False, True], ids=["alone", "residual"])
+def test_adds_and_activates(slope: float, added: bool, dtype: torch.dtype) -> None:
+    feats, weight, bias = scene(700, 21, dtype)
+    residual = torch.randn(700, 21).to(dtype).requires_grad_() if added else None
+    inputs = [t for t in (feats, residual) if t is not None]
+    out = batch_norm(feats, weight, bias, 1e-5, residual, slope).feats
+    upstream = torch.randn(700, 21).to(dtype)
+    grads = torch.autograd.grad(out, inputs, upstream)
+    wide = [t.detach().double().requires_grad_() for t in inputs]
+    normal = nn.functional.batch_norm(
+        wide[0], None, None, weight.double(), bias.double(), training=True
+    )
+    expected = nn.functional.leaky_relu(normal + wide[1] if added else normal, slope)
+    assert_close(out, expected)
+    decided = (out.detach().double() - expected).abs() < expected.abs()  # not across the kink
+    for ours, theirs in zip(
+        grads, torch.autograd.grad(expected, wide, upstream.double()), strict=True
+    ):
+        assert ours.dtype == dtype
+        error = (ours.double() - theirs)[decided]
+        assert float(error.norm()) <= (2e-2 if dtype.itemsize < 4 else 1e-4) * float(theirs.norm())
+
+
 def test_has_no_parameters_when_given_none() -> None:
     feats, _, _ = scene(50, 4, torch.float32)
     expected = nn.functional.batch_norm(feats, None, None, training=True)
@@ -56,13 +81,20 @@ def test_gradients() -> None:
     feats, weight, bias = (t.detach().double().requires_grad_() for t in scene(9, 3, torch.float64))
     assert gradcheck(lambda *t: batch_norm(*t).feats, (feats, weight, bias))
     assert gradgradcheck(lambda *t: batch_norm(*t).feats, (feats, weight, bias))
+    residual = torch.randn(9, 3, dtype=torch.float64, requires_grad=True)
+    inputs = (feats, weight, bias, residual)
+    assert gradcheck(lambda a, b, c, d: batch_norm(a, b, c, 1e-5, d, 0.3).feats, inputs)
+    assert gradgradcheck(lambda a, b, c, d: batch_norm(a, b, c, 1e-5, d, 0.3).feats, inputs)
 
 
 def test_opcheck() -> None:
     feats, weight, bias = scene(9, 3, torch.float32)
-    opcheck(OPS.batch_norm, (feats, weight, bias, 1e-5))
     grad, mean = torch.randn(9, 3), torch.zeros(3)
-    opcheck(OPS.batch_norm_backward, (grad, feats.detach(), weight, mean, mean + 1, 1e-5))
+    opcheck(OPS.batch_norm, (feats, weight, bias, 1e-5, None, 1.0))
+    opcheck(OPS.batch_norm, (feats, weight, bias, 1e-5, grad, 0.0))
+    rest = (feats.detach(), weight, mean, mean + 1, 1e-5)
+    opcheck(OPS.batch_norm_backward, (grad, None, 1.0, *rest, False))
+    opcheck(OPS.batch_norm_backward, (grad, grad, 0.0, *rest, True))
 
 
 @pytest.mark.skipif(engine.LIBRARY is None, reason="the CPU engine is not compiled")
@@ -93,5 +125,9 @@ def test_refuses_what_does_not_fit() -> None:
         batch_norm(torch.empty(0, 2))
     with pytest.raises(ValueError, match=r"weight must be \(2,\), got \(3,\)"):
         batch_norm(torch.ones(4, 2), torch.ones(3))
+    with pytest.raises(ValueError, match=r"residual must be \(4, 2\) torch.float32"):
+        batch_norm(torch.ones(4, 2), residual=torch.ones(4, 3))
+    with pytest.raises(ValueError, match="negative_slope must be at least 0"):
+        batch_norm(torch.ones(4, 2), negative_slope=-1.0)
     with pytest.raises(TypeError, match="floating"):
         batch_norm(torch.ones(4, 2).long())

@@ -7,23 +7,44 @@ from torch import Tensor
 
 
 def batch_norm(
-    feats: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    feats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalised features, and the mean and biased variance of each channel."""
+    """The layer's output, and the mean and biased variance of each channel."""
     dtype = torch.promote_types(feats.dtype, torch.float32)
     scale, shift = parameter(weight, feats, 1.0), parameter(bias, feats, 0.0)
     out, mean, invstd = torch.native_batch_norm(feats, scale, shift, None, None, True, 0.0, eps)
+    if residual is not None:
+        out += residual
+    if negative_slope != 1:
+        out = torch.nn.functional.leaky_relu_(out, negative_slope)
     return out, mean.to(dtype), (invstd.to(dtype) ** -2 - eps).clamp_(min=0)
 
 
 def batch_norm_backward(
-    grad: Tensor, feats: Tensor, weight: Tensor | None, mean: Tensor, var: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients of feats, weight and bias."""
+    grad: Tensor,
+    out: Tensor | None,
+    negative_slope: float,
+    feats: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of feats, weight, bias and residual (empty where none is wanted)."""
+    grad = grad.to(feats.dtype)
+    if out is not None:
+        grad = torch.where(out > 0, grad, grad * negative_slope)
     statistics = (parameter(weight, feats, 1.0), None, None, mean, (var + eps).rsqrt())
-    return torch.ops.aten.native_batch_norm_backward(
+    grads = torch.ops.aten.native_batch_norm_backward(
         grad, feats, *statistics, True, eps, [True] * 3
     )
+    return (*grads, grad.clone() if with_residual else feats.new_empty(0))
 
 
 def parameter(value: Tensor | None, feats: Tensor, absent: float) -> Tensor:
