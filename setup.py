@@ -54,6 +54,8 @@ INSTRUCTION_SETS = {
     "amx": [*AVX512, "-mavx512vnni", "-mavx512bf16", "-mamx-tile", "-mamx-bf16", "-mamx-int8"],
 }
 """Flags of each set; the names, and what the processor must have for them, are in pointlib/csrc/engine.cpp."""
+EXACT = {"kernels_i8": ["-ffp-contract=off"]}
+"""Flags of sources whose specification says how each product is rounded: no fused multiply-add there."""
 
 
 class CompilerError(Exception):
@@ -113,7 +115,8 @@ def engine_jobs(compiler: list[str], sources: Path) -> list[tuple[Path, str, lis
     for source in sorted(sources.glob("*.cpp")):
         if source.name.startswith("kernels"):
             for name in sets:
-                flags = [*INSTRUCTION_SETS[name], f"-DPOINTLIB_SET={name}"]
+                flags = [*INSTRUCTION_SETS[name], *EXACT.get(source.stem, [])]
+                flags.append(f"-DPOINTLIB_SET={name}")
                 jobs.append((source, f"{source.stem}-{name}.o", flags))
         else:
             jobs.append((source, f"{source.stem}.o", known))

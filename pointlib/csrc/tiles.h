@@ -10,7 +10,7 @@
 #include <cstring>
 #endif
 
-#if defined(__AMX_TILE__)
+#if defined(__AMX_TILE__) || defined(__AMXTILE__)  // gcc, clang
 
 namespace pointlib {
 

@@ -2,4 +2,5 @@
 
 from pointlib.ops._cpu import coords as coords
 from pointlib.ops._cpu import kernel_map as kernel_map
+from pointlib.ops._cpu import quantized as quantized
 from pointlib.ops._cpu import sparse_conv as sparse_conv
