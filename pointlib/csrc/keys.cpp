@@ -29,14 +29,20 @@ Box bounds(const int32_t* coords, int64_t rows, int64_t threads) {
   const Blocks blocks = blocks_of(rows);
   std::vector<Box> parts(static_cast<size_t>(blocks.number()));
   for_blocks(blocks.number(), threads, [&](int64_t block, int64_t) {
-    const int32_t* at = coords + 4 * blocks.begin(block);
-    const int32_t* end = coords + 4 * blocks.end(block);
-    Voxel low = load(at), high = low;
-    for (; at < end; at += 4) {
-      const Voxel voxel = load(at);
+    const int64_t begin = blocks.begin(block), end = blocks.end(block), half = (end - begin) / 2;
+    Voxel low = load(coords + 4 * begin), high = low, low2 = low, high2 = low;  // two chains
+    for (int64_t i = begin; i < begin + half; i++) {
+      const Voxel voxel = load(coords + 4 * i), voxel2 = load(coords + 4 * (i + half));
       low = voxel < low ? voxel : low;
       high = voxel > high ? voxel : high;
+      low2 = voxel2 < low2 ? voxel2 : low2;
+      high2 = voxel2 > high2 ? voxel2 : high2;
     }
+    const Voxel last = load(coords + 4 * (end - 1));
+    low = low2 < low ? low2 : low;
+    high = high2 > high ? high2 : high;
+    low = last < low ? last : low;
+    high = last > high ? last : high;
     for (int axis = 0; axis < 4; axis++) {
       parts[static_cast<size_t>(block)].low[axis] = low[axis];
       parts[static_cast<size_t>(block)].high[axis] = high[axis];

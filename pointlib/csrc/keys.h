@@ -8,19 +8,12 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
-#include <memory>
+
+#include "memory.h"
 
 namespace pointlib {
 
 using Key = uint64_t;  // below 2^63; sums and products of its fields may wrap on the way
-
-// Memory that nobody has cleared.
-template <typename T>
-using Buffer = std::unique_ptr<T[]>;
-template <typename T>
-Buffer<T> uninitialized(int64_t count) {
-  return Buffer<T>(new T[static_cast<size_t>(count)]);
-}
 
 // Calls body(block, worker) for every block, worker < threads. Blocks must not depend on each
 // other.
@@ -103,8 +96,8 @@ struct KeyOrder {
 };
 KeyOrder order_of(const Key* keys, int64_t count, int64_t threads);
 
-// Sorts by bits [low, high), stably. `scratch` is as large as `items`; the two may change places.
-void radix_sort(Buffer<Key>& items, Buffer<Key>& scratch, int64_t count, int low, int high,
+// Sorts by bits [low, high), stably. `spare` is as large as `items`; the two may change places.
+void radix_sort(Scratch<Key>& items, Scratch<Key>& spare, int64_t count, int low, int high,
                 int64_t threads);
 
 // Sorts keys of `bits` bits, stably, and writes where each came from.
@@ -115,7 +108,7 @@ void sort_rows(Key* keys, int64_t count, int bits, Row* rows, int64_t threads);
 int64_t drop_repeats(Key* keys, int64_t count, int64_t threads);
 
 // Sorts keys of `bits` bits and leaves each once; returns how many.
-int64_t sort_distinct(Buffer<Key>& keys, int64_t count, int bits, int64_t threads);
+int64_t sort_distinct(Scratch<Key>& keys, int64_t count, int bits, int64_t threads);
 
 inline int bit_length(uint64_t value) { return value == 0 ? 0 : 64 - __builtin_clzll(value); }
 

@@ -14,8 +14,8 @@ namespace {
 struct SortedKeys {
   int64_t count, lowest = 0;
   int bits = 0;
-  Buffer<Key> keys;
-  Buffer<int64_t> rows;
+  Scratch<Key> keys;
+  Scratch<int64_t> rows;
 
   SortedKeys(const int64_t* given, int64_t number, int64_t threads) : count(number) {
     const Blocks blocks = blocks_of(count);
@@ -28,13 +28,13 @@ struct SortedKeys {
     if (count == 0) return;
     lowest = *std::min_element(lows.begin(), lows.end());
     bits = bit_length(distance(*std::max_element(highs.begin(), highs.end())));
-    keys = uninitialized<Key>(count);
+    keys = scratch<Key>(count);
     for_blocks(blocks.number(), threads, [&](int64_t block, int64_t) {
       for (int64_t i = blocks.begin(block); i < blocks.end(block); i++)
         keys[i] = distance(given[i]);
     });
     if (order_of(keys.get(), count, threads).descends) {
-      rows = uninitialized<int64_t>(count);
+      rows = scratch<int64_t>(count);
       sort_rows(keys.get(), count, bits, rows.get(), threads);
     }
   }
@@ -69,7 +69,7 @@ struct UniqueKeys {
 void UniqueKeys::write(int64_t* keys, int64_t* inverse, int64_t* first, int64_t* counts,
                        int64_t threads) const {
   const int64_t total = firsts.back();
-  Buffer<int64_t> starts = uninitialized<int64_t>(total + 1);
+  Scratch<int64_t> starts = scratch<int64_t>(total + 1);
   starts[total] = sorted.count;
   for_blocks(blocks.number(), threads, [&](int64_t block, int64_t) {
     int64_t at = firsts[static_cast<size_t>(block)] - 1;
@@ -111,11 +111,16 @@ class Buckets {
   int64_t find(int64_t wanted) const {
     const Key key = sorted_.distance(wanted);
     if (wanted < sorted_.lowest || bit_length(key) > sorted_.bits) return -1;
-    const size_t bucket = static_cast<size_t>(shift_ < 64 ? key >> shift_ : 0);
-    const Key* keys = sorted_.keys.get();
-    const Key* end = keys + starts_[bucket + 1];
-    const Key* found = std::lower_bound(keys + starts_[bucket], end, key);
-    return found == end || *found != key ? -1 : sorted_.row(found - keys);
+    const size_t bucket = static_cast<size_t>(key >> shift_);
+    const Key* at = sorted_.keys.get() + starts_[bucket];
+    int64_t left = starts_[bucket + 1] - starts_[bucket];
+    if (left == 0) return -1;
+    while (left > 1) {  // the first one not below the key, if there is one, is among `left` from at
+      const int64_t half = left / 2;
+      at += at[half - 1] < key ? half : 0;
+      left -= half;
+    }
+    return *at == key ? sorted_.row(at - sorted_.keys.get()) : -1;
   }
 
  private:

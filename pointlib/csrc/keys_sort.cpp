@@ -8,6 +8,9 @@ namespace pointlib {
 
 namespace {
 
+// What costs a nanosecond or less an item is worth a second thread from here on.
+constexpr int64_t ITEMS_PER_PART = int64_t{1} << 17;
+
 // One pass over the digit at bits [low, low + width); false if all items share it, which then stay.
 bool sort_digit(const Key* items, Key* target, int64_t count, int low, int width, int64_t parts,
                 std::vector<int64_t>& places) {
@@ -42,7 +45,7 @@ bool sort_digit(const Key* items, Key* target, int64_t count, int low, int width
 }  // namespace
 
 KeyOrder order_of(const Key* keys, int64_t count, int64_t threads) {
-  const Blocks blocks = blocks_of(count);
+  const Blocks blocks{count, ITEMS_PER_PART};
   std::vector<KeyOrder> parts(static_cast<size_t>(blocks.number()));
   for_blocks(blocks.number(), threads, [&](int64_t block, int64_t) {
     KeyOrder order;
@@ -59,18 +62,18 @@ KeyOrder order_of(const Key* keys, int64_t count, int64_t threads) {
   return all;
 }
 
-void radix_sort(Buffer<Key>& items, Buffer<Key>& scratch, int64_t count, int low, int high,
+void radix_sort(Scratch<Key>& items, Scratch<Key>& spare, int64_t count, int low, int high,
                 int64_t threads) {
   if (count < 2 || low >= high) return;
   const int widest = count < ROWS_PER_BLOCK ? 8 : 11;  // 2048 counters of a part fit L1
   const int passes = (high - low + widest - 1) / widest;
   const int width = (high - low + passes - 1) / passes;
-  const int64_t parts = std::max<int64_t>(1, std::min(threads, count / ROWS_PER_BLOCK));
+  const int64_t parts = std::max<int64_t>(1, std::min(threads, count / ITEMS_PER_PART));
   std::vector<int64_t> places;
   for (; low < high; low += width) {
     const int digit = std::min(width, high - low);
-    if (sort_digit(items.get(), scratch.get(), count, low, digit, parts, places)) {
-      items.swap(scratch);
+    if (sort_digit(items.get(), spare.get(), count, low, digit, parts, places)) {
+      items.swap(spare);
     }
   }
 }
@@ -83,7 +86,7 @@ void sort_rows(Key* keys, int64_t count, int bits, Row* rows, int64_t threads) {
   const int row_bits = bit_length(static_cast<uint64_t>(std::max<int64_t>(count - 1, 1)));
   const int part_bits = 64 - row_bits;
   const Key row_mask = (Key{1} << row_bits) - 1;
-  Buffer<Key> items = uninitialized<Key>(count), scratch = uninitialized<Key>(count);
+  Scratch<Key> items = scratch<Key>(count), spare = scratch<Key>(count);
   for (int low = 0; low == 0 || low < bits; low += part_bits) {
     for_blocks(blocks.number(), threads, [&](int64_t block, int64_t) {
       for (int64_t i = blocks.begin(block); i < blocks.end(block); i++) {
@@ -91,8 +94,7 @@ void sort_rows(Key* keys, int64_t count, int bits, Row* rows, int64_t threads) {
         items[i] = keys[row] >> low << row_bits | row;
       }
     });
-    radix_sort(items, scratch, count, row_bits, row_bits + std::min(part_bits, bits - low),
-               threads);
+    radix_sort(items, spare, count, row_bits, row_bits + std::min(part_bits, bits - low), threads);
     for_blocks(blocks.number(), threads, [&](int64_t block, int64_t) {
       for (int64_t i = blocks.begin(block); i < blocks.end(block); i++) {
         rows[i] = static_cast<Row>(items[i] & row_mask);
@@ -111,7 +113,7 @@ template void sort_rows(Key*, int64_t, int, int64_t*, int64_t);
 
 int64_t drop_repeats(Key* keys, int64_t count, int64_t threads) {
   if (count == 0) return 0;
-  const Blocks blocks = blocks_of(count);
+  const Blocks blocks{count, ITEMS_PER_PART};
   std::vector<Key> before(static_cast<size_t>(blocks.number()));
   std::vector<int64_t> left(before.size());
   before[0] = ~keys[0];
@@ -138,11 +140,11 @@ int64_t drop_repeats(Key* keys, int64_t count, int64_t threads) {
   return total;
 }
 
-int64_t sort_distinct(Buffer<Key>& keys, int64_t count, int bits, int64_t threads) {
+int64_t sort_distinct(Scratch<Key>& keys, int64_t count, int bits, int64_t threads) {
   count = drop_repeats(keys.get(), count, threads);
   if (!order_of(keys.get(), count, threads).descends) return count;
-  Buffer<Key> scratch = uninitialized<Key>(count);
-  radix_sort(keys, scratch, count, 0, bits, threads);
+  Scratch<Key> spare = scratch<Key>(count);
+  radix_sort(keys, spare, count, 0, bits, threads);
   return drop_repeats(keys.get(), count, threads);
 }
 

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "engine.h"
+#include "maps_merge.h"
 
 namespace pointlib {
 
@@ -20,14 +21,14 @@ constexpr int64_t CHUNK = int64_t{1} << 18;  // int32 of an arena's chunk: 1 MiB
 
 // Memory of one worker for the pairs it finds.
 struct Arena {
-  std::vector<Buffer<int32_t>> chunks;
+  std::vector<Scratch<int32_t>> chunks;
   int32_t* next = nullptr;
   int64_t left = 0;
 
   int32_t* reserve(int64_t size) {
     if (left < size) {
       left = std::max(size, CHUNK);
-      chunks.push_back(uninitialized<int32_t>(left));
+      chunks.push_back(scratch<int32_t>(left));
       next = chunks.back().get();
     }
     return next;
@@ -38,17 +39,22 @@ struct Arena {
   }
 };
 
+struct Worker {
+  Arena arena;
+  Meeting meetings[LANES][OUTPUTS_PER_BLOCK + 1];
+};
+
 // Ascending keys, and the row of each; no rows where row i has key i.
 struct SortedSites {
   int64_t count = 0;
-  Buffer<Key> keys;
-  Buffer<int32_t> rows;
+  Scratch<Key> keys;
+  Scratch<int32_t> rows;
   bool repeats = false;
 
   void pack_and_sort(const int32_t* coords, int64_t number, const Packing& key_of,
                      const Layout& layout, int64_t threads) {
     count = number;
-    keys = uninitialized<Key>(count + 1);
+    keys = scratch<Key>(count + 1);
     const Blocks blocks = blocks_of(count);
     for_blocks(blocks.number(), threads, [&](int64_t block, int64_t) {
       for (int64_t i = blocks.begin(block); i < blocks.end(block); i++) {
@@ -58,7 +64,7 @@ struct SortedSites {
     });
     KeyOrder order = order_of(keys.get(), count, threads);
     if (order.descends) {
-      rows = uninitialized<int32_t>(count);
+      rows = scratch<int32_t>(count);
       sort_rows(keys.get(), count, layout.bits, rows.get(), threads);
       order = order_of(keys.get(), count, threads);
     }
@@ -115,9 +121,8 @@ class KernelMap {
   void write_pairs(int32_t* in_index, int32_t* out_index, int64_t threads) const;
 
  private:
-  void search_block(int64_t block, Arena& arena);
-  void search_column(const Column& column, int64_t begin, int64_t end, int32_t* found,
-                     int64_t* counts) const;
+  void search_block(int64_t block, Worker& worker);
+  void keep_pairs(int64_t block, size_t c, Lane* lanes, const Lane* end, Arena& arena);
 
   SortedSites inputs_, own_outputs_;
   const SortedSites* outputs_ = nullptr;
@@ -126,7 +131,7 @@ class KernelMap {
   int64_t volume_ = 0;
   bool symmetric_ = false;
   std::vector<Column> columns_;
-  std::vector<Arena> arenas_;
+  std::vector<Worker> workers_;
   std::vector<const int32_t*> found_;  // (blocks, columns): a tap's inputs, its outputs, next tap
   std::vector<int64_t> counts_;        // (blocks, taps) pairs, of searched taps
   std::vector<int64_t> places_;        // (blocks, taps) where they go
@@ -155,7 +160,7 @@ bool KernelMap::search(const int32_t* coords, int64_t num_in, const int32_t* out
   const int64_t shift[3] = {-geometry.padding[0], -geometry.padding[1], -geometry.padding[2]};
   const Packing in_key(layout, unit, none), out_key(layout, geometry.stride, shift);
   inputs_.pack_and_sort(coords, num_in, in_key, layout, threads);
-  inputs_.keys[num_in] = ~Key{0};
+  inputs_.keys[num_in] = PAST_ALL_KEYS;
   outputs_ = &inputs_;
   out_shift_ = out_key.start - in_key.start;
   if (!same || !std::equal(unit, unit + 3, geometry.stride)) {
@@ -170,55 +175,73 @@ bool KernelMap::search(const int32_t* coords, int64_t num_in, const int32_t* out
   columns_ = columns_of(geometry, layout, symmetric);
   found_.resize(static_cast<size_t>(blocks_.number()) * columns_.size());
   counts_.resize(static_cast<size_t>(blocks_.number() * volume_));
-  arenas_.resize(static_cast<size_t>(threads));
+  workers_.resize(static_cast<size_t>(std::min(threads, blocks_.number())));
   for_blocks(blocks_.number(), threads, [&](int64_t block, int64_t worker) {
-    search_block(block, arenas_[static_cast<size_t>(worker)]);
+    search_block(block, workers_[static_cast<size_t>(worker)]);
   });
   return true;
 }
 
-void KernelMap::search_block(int64_t block, Arena& arena) {
-  const int64_t begin = blocks_.begin(block), end = blocks_.end(block), rows = end - begin;
-  int64_t* tap_counts = counts_.data() + block * volume_;
-  for (size_t c = 0; c < columns_.size(); c++) {
-    const Column& column = columns_[c];
-    int64_t counts[MAX_TAPS] = {};
-    int32_t* found = arena.reserve(2 * rows * column.depth);
-    search_column(column, begin, end, found, counts);
-    int32_t* to = found;
-    for (int64_t z = 0; z < column.depth; z++) {
-      const int32_t* from = found + 2 * rows * z;
-      const size_t size = static_cast<size_t>(counts[z]) * sizeof(int32_t);
-      std::memmove(to, from, size);
-      std::memmove(to + counts[z], from + rows, size);
-      to += 2 * counts[z];
-      const int64_t tap = column.first_tap + z * column.tap_step;
-      tap_counts[tap] = counts[z];
-      if (symmetric_) tap_counts[volume_ - 1 - tap] = counts[z];
+// Columns are merged side by side, and so are the parts of a block where they are too few.
+void KernelMap::search_block(int64_t block, Worker& worker) {
+  const int64_t begin = blocks_.begin(block), end = blocks_.end(block);
+  size_t first = 0;
+  while (first < columns_.size()) {
+    size_t group = LANES;
+    while (first + group > columns_.size() ||
+           columns_[first + group - 1].depth != columns_[first].depth) {
+      group /= 2;
     }
-    arena.keep(to - found);
-    found_[static_cast<size_t>(block) * columns_.size() + c] = found;
+    const int64_t parts = LANES / static_cast<int64_t>(group);
+    const Blocks cut{end - begin, (end - begin + parts - 1) / parts};
+    Lane lanes[LANES];
+    int number = 0;
+    for (size_t c = first; c < first + group; c++) {
+      for (int64_t part = 0; part < cut.number(); part++, number++) {
+        lanes[number] = {columns_[c].offset + out_shift_, begin + cut.begin(part),
+                         begin + cut.end(part), worker.meetings[number], 0};
+      }
+    }
+    merge(inputs_.keys.get(), inputs_.count, outputs_->keys.get(),
+          static_cast<Key>(columns_[first].depth), lanes, number);
+    for (size_t i = 0; i < group; i++) {
+      Lane* own = lanes + static_cast<int64_t>(i) * cut.number();
+      keep_pairs(block, first + i, own, own + cut.number(), worker.arena);
+    }
+    first += group;
   }
-  if (symmetric_) tap_counts[volume_ / 2] = rows;
+  if (symmetric_) counts_[static_cast<size_t>(block * volume_ + volume_ / 2)] = end - begin;
 }
 
-// For each z of the column: its inputs from found + 2 * rows * z on, its outputs `rows` later.
-void KernelMap::search_column(const Column& column, int64_t begin, int64_t end, int32_t* found,
-                              int64_t* counts) const {
+// Takes what the lanes of a column met apart by tap.
+void KernelMap::keep_pairs(int64_t block, size_t c, Lane* lanes, const Lane* end, Arena& arena) {
   const Key* in_keys = inputs_.keys.get();
   const Key* out_keys = outputs_->keys.get();
-  const Key offset = column.offset + out_shift_, depth = static_cast<Key>(column.depth);
-  const int64_t rows = end - begin;
-  const Key* at = std::lower_bound(in_keys, in_keys + inputs_.count, out_keys[begin] + offset);
-  for (int64_t out = begin; out < end; out++) {
-    const Key target = out_keys[out] + offset;
-    while (*at < target) at++;
-    const Key* hit = at;
-    for (Key z = *hit - target; z < depth; z = *++hit - target) {
-      int32_t* slot = found + 2 * rows * static_cast<int64_t>(z) + counts[z]++;
-      slot[0] = static_cast<int32_t>(hit - in_keys);
-      slot[rows] = static_cast<int32_t>(out);
+  const Column& column = columns_[c];
+  int64_t* tap_counts = counts_.data() + block * volume_;
+  int64_t room = 1;  // one more than there can be, as each is written before it is known to be one
+  for (const Lane* lane = lanes; lane < end; lane++) room += lane->count;
+  int32_t* found = arena.reserve(2 * room * column.depth);
+  found_[static_cast<size_t>(block) * columns_.size() + c] = found;
+  for (int64_t z = 0; z < column.depth; z++) {
+    int64_t count = 0;
+    for (Lane* lane = lanes; lane < end; lane++) {
+      const Key offset = lane->offset + static_cast<Key>(z);
+      for (int64_t i = 0; i < lane->count; i++) {
+        Meeting& meeting = lane->found[i];
+        const bool hit = in_keys[meeting.in] == out_keys[meeting.out] + offset;
+        found[count] = meeting.in;
+        found[room + count] = meeting.out;
+        count += hit;
+        meeting.in += hit;
+      }
     }
+    std::memmove(found + count, found + room, static_cast<size_t>(count) * sizeof(int32_t));
+    found += 2 * count;
+    arena.keep(2 * count);
+    const int64_t tap = column.first_tap + z * column.tap_step;
+    tap_counts[tap] = count;
+    if (symmetric_) tap_counts[volume_ - 1 - tap] = count;
   }
 }
 

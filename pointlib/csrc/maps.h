@@ -2,6 +2,8 @@
 // tells Python what it found.
 #pragma once
 
+#include <memory>
+
 #include "keys.h"
 
 namespace pointlib {
@@ -27,5 +29,36 @@ struct Report {
   // Remembers the bounds; true if keys of that layout can be had.
   bool accept(const Box& box, const Layout& layout);
 };
+
+// Distinct voxels as ascending keys.
+struct Sites {
+  Layout layout;
+  Scratch<Key> keys;
+  int64_t count;
+};
+
+// Divides by shifting where the divisor is a power of two.
+class Divisor {
+ public:
+  explicit Divisor(int64_t value)
+      : value_(value), shift_(bit_length(static_cast<uint64_t>(value)) - 1) {
+    is_power_ = value == int64_t{1} << shift_;
+  }
+  int64_t floor(int64_t value) const {
+    if (is_power_) return value >> shift_;
+    return value / value_ - (value % value_ < 0);
+  }
+
+ private:
+  int64_t value_;
+  int shift_;
+  bool is_power_;
+};
+
+// Every voxel in [0, shape) that a tap reaches (no shape, no bound), or, if generative, every voxel
+// that a tap of these reads. Null if the report refuses.
+std::unique_ptr<Sites> reached_sites(const int32_t* coords, int64_t rows, const Geometry& geometry,
+                                     bool generative, const int64_t* shape, int64_t threads,
+                                     Report* report);
 
 }  // namespace pointlib

@@ -185,7 +185,35 @@ def key_bits(rows: Sequence[Row]) -> int:
     return sum((max(axis) - min(axis)).bit_length() for axis in zip(*rows, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------- threads
+# ------------------------------------------------------------------------- clouds of many blocks, and threads
+
+
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+@pytest.mark.parametrize("kernel", [(3, 3, 3), (2, 3, 1)])
+def test_sites_of_a_large_cloud(kernel: oracles.Triple, order: str) -> None:
+    """Reached and generated voxels of many blocks, by numpy's unique over every tap of every voxel."""
+    cloud = oracles.random_coords(
+        np.random.default_rng(1), 40_000, (120, 150, 9), batch=3, lower=-9
+    )
+    if order == "sorted":
+        cloud = torch.unique(cloud, dim=0)
+    step, pad, spread = np.array([2, 3, 1]), np.array([1, 0, 2]), np.array([1, 2, 1])
+    taps = np.array(oracles.taps(kernel)) * spread - pad
+    batch, voxels = np.split(cloud.numpy().astype(np.int64)[:, None].repeat(len(taps), 1), [1], 2)
+    out, rest = np.divmod(voxels - taps, step)
+    shape = np.array([40, 30, 9])
+    reached = np.concatenate([batch, out], 2)[(rest == 0).all(2)]
+    inside = ((reached[:, 1:] >= 0) & (reached[:, 1:] < shape)).all(1)
+    generated = np.concatenate([batch, voxels * step + taps], 2).reshape(-1, 4)
+
+    geometry = [list(kernel), *([int(v) for v in triple] for triple in (step, pad, spread))]
+    ops = torch.ops.pointlib
+    for got, wanted in (
+        (ops.conv_sites(cloud, *geometry, True, None), reached),
+        (ops.conv_sites(cloud, *geometry, True, shape.tolist()), reached[inside]),
+        (ops.generative_sites(cloud, *geometry), generated),
+    ):
+        np.testing.assert_array_equal(got.numpy(), np.unique(wanted, axis=0))
 
 
 SPECS = (
