@@ -216,6 +216,22 @@ def test_sites_of_a_large_cloud(kernel: oracles.Triple, order: str) -> None:
         np.testing.assert_array_equal(got.numpy(), np.unique(wanted, axis=0))
 
 
+@pytest.mark.parametrize("order", ["sorted", "shuffled"])
+def test_few_outputs_among_many_inputs(order: str) -> None:
+    cloud = oracles.random_coords(np.random.default_rng(2), 40_000, (60, 60, 30), lower=-9)
+    if order == "sorted":
+        cloud = torch.unique(cloud, dim=0)
+    outs, spec = cloud[::500].contiguous(), ConvSpec((3, 2, 5))
+    kernel_map = build_kernel_map(cloud, spec, out_coords=outs).kernel_map
+    got = set(listed(kernel_map))
+    wanted = set()
+    for tap, offset in enumerate(spec.offsets()):
+        found = lookup_coords(outs + torch.tensor([0, *offset]).int(), cloud).tolist()
+        wanted |= {(tap, row, out) for out, row in enumerate(found) if row >= 0}
+    assert len(got) == kernel_map.num_pairs > len(outs)
+    assert got == wanted
+
+
 SPECS = (
     ConvSpec(3),
     ConvSpec(5),
