@@ -52,6 +52,7 @@ POINTLIB_API int64_t pl_gather_rows(const void* src, int64_t num_in, int64_t row
                                     int64_t threads) {
   return guarded([&]() -> int64_t {
     if (!rows_in_range({index, 8, 1}, rows, num_in, threads)) return 1;
+    if (rows * row_bytes == 0) return 0;
     prefer_large_pages(out, rows * row_bytes);
     const int used = threads_for(rows * row_bytes / 4, threads);
     const char* from = static_cast<const char*>(src);

@@ -121,7 +121,7 @@ void sum_in_place(const Reduction& r, void* out) {
   const int64_t row_bytes = r.channels() * r.sum_bytes;
   share_outputs(r, [&](int64_t first, int64_t rows) {
     char* to = totals.data + first * row_bytes;
-    std::memset(to, 0, rows * row_bytes);
+    std::fill_n(to, rows * row_bytes, char(0));
     r.kernels.sum_in_place(r.rows, r.out.rows, r.out.bytes, r.in.each, r.pairs, first, rows, to);
     if (totals.storage)
       r.kernels.narrow(to, rows * r.channels(),
@@ -136,7 +136,7 @@ void sum_sorted(const Reduction& r, void* out) {
   reduce(
       r, s, UNSPLIT, bytes,
       [&](char* total, int64_t from, int64_t to) {
-        std::memset(total, 0, bytes);
+        std::fill_n(total, bytes, char(0));
         r.kernels.sum(r.rows, s.source.get() + from, s.pair_from(from), to - from, total);
       },
       [](char*, const char*) {},
@@ -174,7 +174,7 @@ void max_in_place(const Reduction& r, void* out, int64_t* argmax) {
   share_outputs(r, [&](int64_t first, int64_t rows) {
     char* best = totals.data + first * channels * r.sum_bytes;
     int64_t* row = argmax + first * channels;
-    std::memset(best, 0, rows * channels * r.sum_bytes);
+    std::fill_n(best, rows * channels * r.sum_bytes, char(0));
     std::fill_n(row, rows * channels, int64_t(-1));
     r.kernels.max_in_place(r.rows, r.out.rows, r.out.bytes, r.pairs, first, rows, best, row);
     if (totals.storage)
@@ -194,7 +194,7 @@ void max_sorted(const Reduction& r, void* out, int64_t* argmax) {
       [&](char* state, int64_t from, int64_t to) {
         int64_t* row = reinterpret_cast<int64_t*>(state);
         std::fill_n(row, channels, int64_t(-1));
-        std::memset(values(state), 0, channels * r.sum_bytes);
+        std::fill_n(values(state), channels * r.sum_bytes, char(0));
         r.kernels.max(r.rows, s.source.get() + from, to - from, values(state), row);
       },
       [&](char* state, const char* later) {

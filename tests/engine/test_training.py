@@ -16,6 +16,7 @@ import torch
 
 from pointlib.engine import train
 from pointlib.engine.segmentation_task import SegmentationTask
+from pointlib.nn import BatchNorm
 from tests.engine.tiny_run import (
     ROOT,
     environment,
@@ -48,13 +49,8 @@ def test_accumulated_batches_equal_one_large_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Batch norm sees single batches by its nature, so it is frozen here; the loss is what is compared.
-    frozen = torch.nn.BatchNorm1d.forward
-
-    def evaluate(self: torch.nn.BatchNorm1d, x: torch.Tensor) -> torch.Tensor:
-        self.training = False
-        return frozen(self, x)
-
-    monkeypatch.setattr(torch.nn.BatchNorm1d, "forward", evaluate)
+    never = property(lambda _: False, lambda *_: None)
+    monkeypatch.setattr(BatchNorm, "training", never, raising=False)
     root = write_dataset(tmp_path / "data", train=6, val=1)
     data = {"augment": {"rotation": 0.0, "scale": 0.0}}
     results = []
