@@ -20,9 +20,9 @@ struct ConvArguments {
   const void* feats[MAX_SOURCES];   // (num_in, c_in) each; the second is null where there is one
   const void* packed[MAX_SOURCES];  // weights of each, from pl_conv_pack
   int64_t c_in[MAX_SOURCES];
-  const int32_t* in_index;  // null: one tap, and row i feeds row i
+  const int32_t* in_index;
   const int32_t* out_index;
-  const int64_t* offset_ptr;
+  const int64_t* offset_ptr;  // null: one tap, and row i feeds row i
   int64_t taps, num_out, c_out;
   const float* scale;
   const float* shift;
@@ -55,7 +55,7 @@ struct OrderedPairs {
 
   OrderedPairs(const ConvArguments& a) : in(a.in_index), out(a.out_index) {
     bool ascending = true;
-    if (!in) {
+    if (!a.offset_ptr) {
       count.resize(std::min(a.tile_rows, a.num_out));
       std::iota(count.begin(), count.end(), 0);
       return;
@@ -116,7 +116,7 @@ template <typename Visit>
 void each_tap(const ConvArguments& a, const OrderedPairs& ordered, int64_t first, int64_t last,
               Visit visit) {
   const int32_t base = static_cast<int32_t>(first);
-  if (!ordered.in) {
+  if (!a.offset_ptr) {
     visit(0, Pairs{ordered.count.data(), ordered.count.data(), last - first, 0}, first);
     return;
   }
@@ -196,14 +196,20 @@ POINTLIB_API int64_t pl_conv(const ConvArguments* arguments) {
 // grad_weight (taps, c_in, c_out) float32 = sum over each tap's pairs of feats[in]^T grad[out].
 // Pairs are cut into pieces whose size depends on the map alone, and their sums are added in order:
 // any number of threads gives the same bits.
-POINTLIB_API int64_t pl_conv_grad_weight(int64_t dtype, const void* feats, int64_t c_in,
-                                         const void* grad, int64_t c_out, const int32_t* in_index,
-                                         const int32_t* out_index, const int64_t* offset_ptr,
-                                         int64_t taps, float* grad_weight, int64_t threads) {
+POINTLIB_API int64_t pl_conv_grad_weight(int64_t dtype, const void* feats, int64_t rows,
+                                         int64_t c_in, const void* grad, int64_t c_out,
+                                         const int32_t* in_index, const int32_t* out_index,
+                                         const int64_t* offset_ptr, int64_t taps,
+                                         float* grad_weight, int64_t threads) {
   return guarded([&]() -> int64_t {
     const ConvKernels& k = kernels_of(dtype);
     const int64_t width = padded(c_out), size = c_in * width;
+    const int64_t all_rows[] = {0, rows};
+    const bool mapped = offset_ptr != nullptr;
+    if (!mapped) offset_ptr = all_rows;
     const int64_t most = std::max<int64_t>(8192, offset_ptr[taps] / 64);
+    std::vector<int32_t> count_up(mapped ? 0 : std::min(most, rows));
+    std::iota(count_up.begin(), count_up.end(), 0);
     struct Piece {
       int64_t tap, from, to;
     };
@@ -215,18 +221,27 @@ POINTLIB_API int64_t pl_conv_grad_weight(int64_t dtype, const void* feats, int64
         pieces.push_back({tap, from, std::min(from + most, offset_ptr[tap + 1])});
     }
     first_piece.push_back(pieces.size());
-    const int64_t count = pieces.size();
-    const auto partial = scratch<float>(count * size);
+    const int64_t num_pieces = pieces.size();
+    const auto partial = scratch<float>(num_pieces * size);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       if (k.enter) k.enter();
       const auto work = scratch<char>(k.outer_bytes(c_in, c_out));
 #pragma omp for schedule(dynamic)
-      for (int64_t p = 0; p < count; ++p) {
+      for (int64_t p = 0; p < num_pieces; ++p) {
         const auto [tap, from, to] = pieces[p];
         std::fill_n(partial.get() + p * size, size, 0.0f);
-        const Pairs pairs = {in_index + from, out_index + from, to - from, 0};
-        k.outer(feats, c_in, grad, c_out, pairs, partial.get() + p * size, work.get());
+        float* products = partial.get() + p * size;
+        if (mapped) {
+          const Pairs pairs = {in_index + from, out_index + from, to - from, 0};
+          k.outer(feats, c_in, grad, c_out, pairs, products, work.get());
+        } else {
+          const Pairs pairs = {count_up.data(), count_up.data(), to - from, 0};
+          const int64_t element = element_bytes(dtype);
+          k.outer(static_cast<const char*>(feats) + from * c_in * element, c_in,
+                  static_cast<const char*>(grad) + from * c_out * element, c_out, pairs, products,
+                  work.get());
+        }
       }
       if (k.leave) k.leave();
 #pragma omp for schedule(dynamic)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from pointlib.models._registry import register_model
-from pointlib.nn import BatchNorm, Conv3d, ReLU, conv_norm_act
+from pointlib.nn import BatchNorm, Conv3d, Linear, ReLU, conv_norm_act
 from pointlib.tensor import SparseTensor
 
 WIDTHS = (32, 32, 64, 128, 256, 256, 128, 96, 96)
@@ -98,9 +98,9 @@ class MinkUNet(nn.Module):
         self.up2 = _decoder_stage(cs[5], cs[6], skip=cs[2])
         self.up3 = _decoder_stage(cs[6], cs[7], skip=cs[1])
         self.up4 = _decoder_stage(cs[7], cs[8], skip=cs[0])
-        self.classifier = nn.Sequential(nn.Linear(cs[8], num_classes))
+        self.classifier = nn.Sequential(Linear(cs[8], num_classes))
         self.point_transforms = nn.ModuleList(
-            nn.Sequential(nn.Linear(a, b), nn.BatchNorm1d(b), nn.ReLU())
+            nn.Sequential(Linear(a, b), BatchNorm(b), ReLU())
             for a, b in ((cs[0], cs[4]), (cs[4], cs[6]), (cs[6], cs[8]))
         )
 

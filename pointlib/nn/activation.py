@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from pointlib.ops.sparse_conv import sparse_conv
 from pointlib.tensor import PointTensor, SparseTensor
 
 Features = TypeVar("Features", Tensor, SparseTensor, PointTensor)
@@ -62,8 +63,11 @@ class Dropout(nn.Dropout):
 
 
 class Linear(nn.Linear):
-    """torch.nn.Linear on features."""
+    """torch.nn.Linear on features: a convolution of one tap, through the same operator."""
 
     def forward(self, x: Features) -> Features:
         """Map (N, in_features) to (N, out_features)."""
-        return map_feats(super().forward, x)
+        return map_feats(self._multiply, x)
+
+    def _multiply(self, feats: Tensor) -> Tensor:
+        return sparse_conv(feats, self.weight.t().unsqueeze(0), None, self.bias)

@@ -90,8 +90,6 @@ class Conv3d(nn.Module):
         """Convolve x, (N, C_in) features, into (M, C_out) on the voxels of the output."""
         self.check_input(x.num_channels, x)
         sites, kernel_map = self.map_of(x)
-        if kernel_map is None:
-            sites, kernel_map = x.maps.conv(x.sites, self.spec)
         kernel = self.kernel.unsqueeze(0) if self.is_pointwise else self.kernel
         feats = sparse_conv(x.feats, kernel, kernel_map, self.bias, self.groups)
         return x.on(sites, feats)

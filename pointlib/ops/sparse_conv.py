@@ -15,7 +15,7 @@ from pointlib.ops.kernel_map import KernelMap
 def sparse_conv(
     feats: Tensor,
     weight: Tensor,
-    kernel_map: KernelMap,
+    kernel_map: KernelMap | None,
     bias: Tensor | None = None,
     groups: int = 1,
 ) -> Tensor:
@@ -28,12 +28,13 @@ def sparse_conv(
     Args:
         feats: (N, C_in) float features of the input voxels.
         weight: (K, C_in / groups, C_out), taps in the order of `kernel_map.kernel_taps`; the dtype of feats.
-        kernel_map: The pairs, with N inputs and K taps.
+        kernel_map: The pairs, with N inputs and K taps; None for one tap through which every row feeds itself.
         bias: (C_out,) or None.
         groups: Channel groups, as in torch.nn.Conv3d; C_in for a depthwise convolution.
 
     Returns:
-        (kernel_map.num_out, C_out), the dtype of feats. An output that no pair feeds is the bias, or 0.
+        (num_out, C_out), the dtype of feats; num_out is N without a kernel map. An output that no pair feeds is the
+        bias, or 0.
 
     Raises:
         TypeError: If the dtypes differ or are not floating.
@@ -45,6 +46,9 @@ def sparse_conv(
         feats, weight = feats.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     _check(feats, weight, kernel_map, bias, groups)
+    if kernel_map is None:
+        nothing = (None, None, None)
+        return torch.ops.pointlib.sparse_conv(feats, weight, bias, *nothing, len(feats), groups, 0)
     return torch.ops.pointlib.sparse_conv(
         *(feats, weight, bias, kernel_map.in_index, kernel_map.out_index, kernel_map.offset_ptr),
         *(kernel_map.num_out, groups, kernel_map.identity_tap),
@@ -52,16 +56,19 @@ def sparse_conv(
 
 
 def _check(
-    feats: Tensor, weight: Tensor, kernel_map: KernelMap, bias: Tensor | None, groups: int
+    feats: Tensor, weight: Tensor, kernel_map: KernelMap | None, bias: Tensor | None, groups: int
 ) -> None:
     if not feats.is_floating_point() or feats.dtype != weight.dtype:
         raise TypeError(
             "sparse_conv: feats and weight must have one floating dtype, "
             f"got {feats.dtype} and {weight.dtype}."
         )
-    if feats.dim() != 2 or feats.shape[0] != kernel_map.num_in:
+    num_in, taps = len(feats) if feats.dim() else 0, 1
+    if kernel_map is not None:
+        num_in, taps = kernel_map.num_in, kernel_map.kernel_volume
+    if feats.dim() != 2 or feats.shape[0] != num_in:
         raise ValueError(
-            f"sparse_conv: feats must be ({kernel_map.num_in}, C_in), one row an input of the kernel map, "
+            f"sparse_conv: feats must be ({num_in}, C_in), one row an input of the kernel map, "
             f"got {tuple(feats.shape)}."
         )
     channels = feats.shape[1]
@@ -70,23 +77,24 @@ def _check(
             f"sparse_conv: groups must divide C_in and C_out, got groups {groups}, "
             f"feats {tuple(feats.shape)}, weight {tuple(weight.shape)}."
         )
-    if tuple(weight.shape[:2]) != (kernel_map.kernel_volume, channels // groups):
+    if tuple(weight.shape[:2]) != (taps, channels // groups):
         raise ValueError(
-            f"sparse_conv: weight must be ({kernel_map.kernel_volume}, {channels // groups}, C_out) "
+            f"sparse_conv: weight must be ({taps}, {channels // groups}, C_out) "
             f"for this kernel map, {channels} input channels and {groups} groups, got {tuple(weight.shape)}."
         )
     if bias is not None and (bias.dtype != feats.dtype or bias.shape != weight.shape[2:]):
         raise ValueError(
             f"sparse_conv: bias must be ({weight.shape[2]},) {feats.dtype}, got {tuple(bias.shape)} {bias.dtype}."
         )
-    if kernel_map.in_index.device != feats.device or weight.device != feats.device:
+    map_device = feats.device if kernel_map is None else kernel_map.in_index.device
+    if map_device != feats.device or weight.device != feats.device:
         raise ValueError(
             "sparse_conv: feats, weight and kernel_map must be on one device, "
-            f"got {feats.device}, {weight.device} and {kernel_map.in_index.device}."
+            f"got {feats.device}, {weight.device} and {map_device}."
         )
 
 
-_PAIRS = "Tensor in_index, Tensor out_index, Tensor offset_ptr"
+_PAIRS = "Tensor? in_index, Tensor? out_index, Tensor? offset_ptr"
 LIB.define(
     f"sparse_conv(Tensor feats, Tensor weight, Tensor? bias, {_PAIRS}, SymInt num_out, int groups,"
     " int identity_tap) -> Tensor"
@@ -103,9 +111,9 @@ def _fake(
     feats: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    in_index: Tensor,
-    out_index: Tensor,
-    offset_ptr: Tensor,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
     num_out: int,
     groups: int,
     identity_tap: int,
@@ -117,13 +125,14 @@ def _fake(
 def _grad_weight_fake(
     feats: Tensor,
     grad: Tensor,
-    in_index: Tensor,
-    out_index: Tensor,
-    offset_ptr: Tensor,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
     groups: int,
     identity_tap: int,
 ) -> Tensor:
-    return feats.new_empty(offset_ptr.shape[0] - 1, feats.shape[1] // groups, grad.shape[1])
+    taps = 1 if offset_ptr is None else offset_ptr.shape[0] - 1
+    return feats.new_empty(taps, feats.shape[1] // groups, grad.shape[1])
 
 
 def _transpose_channels(weight: Tensor, groups: int) -> Tensor:

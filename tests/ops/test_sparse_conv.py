@@ -338,3 +338,30 @@ def test_arguments_are_left_alone() -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, tensors, strict=True))
     assert torch.equal(index[0], kernel_map.in_index)
     assert torch.equal(index[1], kernel_map.out_index)
+
+
+# ----------------------------------------------------------------------------- without a kernel map
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("rows", [0, 1, 9000])
+def test_without_a_map_every_row_feeds_itself(rows: int, groups: int, dtype: torch.dtype) -> None:
+    tensors = operands(rows, ConvSpec(1), (6, 10), dtype, groups)
+    feats, weight, bias = tensors
+    out = sparse_conv(feats, weight, None, bias, groups)
+    doubles = [t.detach().double().requires_grad_() for t in tensors]
+    parts = zip(doubles[0].chunk(groups, 1), doubles[1][0].chunk(groups, 1), strict=True)
+    expected = torch.cat([x @ w for x, w in parts], 1) + doubles[2]
+    assert_close(out, expected)
+    upstream = torch.randn(out.shape).to(dtype)
+    got = torch.autograd.grad(out, tensors, upstream)
+    want = torch.autograd.grad(expected, doubles, upstream.double())
+    for mine, reference in zip(got, want, strict=True):
+        assert mine.dtype == dtype
+        assert_close(mine, reference)
+
+
+def test_without_a_map_gradients_of_gradients() -> None:
+    tensors = operands(7, ConvSpec(1), (3, 4))
+    assert torch.autograd.gradgradcheck(lambda x, w, b: sparse_conv(x, w, None, b), tensors)

@@ -45,9 +45,9 @@ def sparse_conv(
     feats: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    in_index: Tensor,
-    out_index: Tensor,
-    offset_ptr: Tensor,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
     num_out: int,
     groups: int,
     identity_tap: int,
@@ -142,9 +142,9 @@ def pack(weight: Tensor, dtype: torch.dtype) -> Tensor:
 def sparse_conv_grad_weight(
     feats: Tensor,
     grad: Tensor,
-    in_index: Tensor,
-    out_index: Tensor,
-    offset_ptr: Tensor,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
     groups: int,
     identity_tap: int,
 ) -> Tensor:
@@ -155,14 +155,15 @@ def sparse_conv_grad_weight(
         )
     dtype = compute_dtype(feats.dtype)
     left, right = feats.to(dtype).contiguous(), grad.to(dtype).contiguous()
-    taps, c_in, c_out = len(offset_ptr) - 1, feats.shape[1], grad.shape[1]
+    taps = 1 if offset_ptr is None else len(offset_ptr) - 1
+    c_in, c_out = feats.shape[1], grad.shape[1]
     out = torch.empty(taps, c_in, c_out)
     if out.numel():
-        pairs = (in_index.contiguous(), out_index.contiguous(), offset_ptr.contiguous())
-        engine.call(
-            *("pl_conv_grad_weight", DTYPES[dtype], left, c_in, right, c_out, *pairs),
-            *(taps, out, engine.num_threads()),
-        )
+        given = (in_index, out_index, offset_ptr)
+        pairs = [None if t is None else t.contiguous() for t in given]
+        rows = (left, len(left), c_in, right, c_out)
+        threads = engine.num_threads()
+        engine.call("pl_conv_grad_weight", DTYPES[dtype], *rows, *pairs, taps, out, threads)
     return out.to(feats.dtype)
 
 

@@ -22,9 +22,9 @@ def sparse_conv(
     feats: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    in_index: Tensor,
-    out_index: Tensor,
-    offset_ptr: Tensor,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
     num_out: int,
     groups: int,
     identity_tap: int,
@@ -34,6 +34,9 @@ def sparse_conv(
 
     compute_dtype = _compute_dtype(feats)
     kernels = _split_groups(weight.to(compute_dtype), groups)
+    if in_index is None or out_index is None or offset_ptr is None:
+        product = _product(feats.to(compute_dtype), kernels[0])
+        return (product if bias is None else product + bias).to(feats.dtype)
     out = feats.new_empty((num_out, weight.shape[2]), dtype=compute_dtype)
     out_rows, channels = out_index.numpy(), max(feats.shape[1], weight.shape[2], 1)
     for rows, taps in _blocks(out_index, offset_ptr, num_out, channels):
@@ -66,13 +69,8 @@ def fused_sparse_conv(
 ) -> Tensor:
     """Concatenate, convolve, and finish the sum, one after the other. Shapes as in ops/fused_conv.py."""
     joined, dtype = torch.cat(list(feats), dim=1), _compute_dtype(feats[0])
-    joined = joined.to(dtype)
-    if in_index is None or out_index is None or offset_ptr is None:
-        out = joined @ weight[0].to(dtype)
-    else:
-        out = sparse_conv(
-            joined, weight.to(dtype), None, in_index, out_index, offset_ptr, num_out, 1, -1
-        )
+    pairs = (in_index, out_index, offset_ptr)
+    out = sparse_conv(joined.to(dtype), weight.to(dtype), None, *pairs, num_out, 1, -1)
     if scale is not None:
         out = out * scale.to(dtype)
     if shift is not None:
@@ -87,14 +85,17 @@ def fused_sparse_conv(
 def sparse_conv_grad_weight(
     feats: Tensor,
     grad: Tensor,
-    in_index: Tensor,
-    out_index: Tensor,
-    offset_ptr: Tensor,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
     groups: int,
     identity_tap: int,
 ) -> Tensor:
     """Weight gradient: grad_weight[k] = sum of feats[i]^T grad[o] over the pairs of tap k, a group at a time."""
     compute_dtype = _compute_dtype(feats)
+    if in_index is None or out_index is None or offset_ptr is None:
+        in_index = out_index = torch.arange(len(feats), dtype=torch.int32)
+        offset_ptr, identity_tap = torch.tensor([0, len(feats)]), 0
     volume, c_in, c_out = len(offset_ptr) - 1, feats.shape[1] // groups, grad.shape[1]
     total = feats.new_zeros((volume, groups, c_in, c_out // groups), dtype=compute_dtype)
     channels = max(feats.shape[1], c_out, 1)
