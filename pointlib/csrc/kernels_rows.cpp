@@ -174,26 +174,27 @@ void affine(const void* feats, int64_t rows, int64_t channels, const void* scale
     if (y) {
       for (int64_t c = 0; c < channels; ++c) {
         const Sum<T> value = widen(x[c]) * a[c] + b[c] + widen(y[c]);
-        narrow(value < 0 ? value * slope : value, to + c);
+        narrow(value * (value < 0 ? slope : 1), to + c);
       }
       y += channels;
     } else {
       for (int64_t c = 0; c < channels; ++c) {
         const Sum<T> value = widen(x[c]) * a[c] + b[c];
-        narrow(value < 0 ? value * slope : value, to + c);
+        narrow(value * (value < 0 ? slope : 1), to + c);
       }
     }
   }
 }
 
-// Calls body with grad(position), which passes the activation backwards.
+// Calls body with grad(position), which passes the activation backwards. The factor is chosen, not
+// the product: the compiler makes vectors of that.
 template <typename T, typename Body>
 inline void with_gradient(const void* grad, const void* out, double negative_slope, Body body) {
-  const T* __restrict g = static_cast<const T*>(grad);
-  const T* __restrict y = static_cast<const T*>(out);
+  const T* g = static_cast<const T*>(grad);
+  const T* y = static_cast<const T*>(out);
   const Sum<T> slope = static_cast<Sum<T>>(negative_slope);
   if (y)
-    body([=](int64_t at) { return widen(y[at]) > 0 ? widen(g[at]) : widen(g[at]) * slope; });
+    body([=](int64_t at) { return widen(g[at]) * (widen(y[at]) > 0 ? 1 : slope); });
   else
     body([=](int64_t at) { return widen(g[at]); });
 }
@@ -201,14 +202,30 @@ inline void with_gradient(const void* grad, const void* out, double negative_slo
 template <typename T>
 void grad_moments(const void* grad, const void* out, double negative_slope, const void* feats,
                   int64_t rows, int64_t channels, const void* mean, void* sum, void* product) {
-  const T* __restrict x = static_cast<const T*>(feats);
-  const Sum<T>* __restrict m = static_cast<const Sum<T>*>(mean);
+  using S = Sum<T>;
+  const T* x = static_cast<const T*>(feats);
+  const S* m = static_cast<const S*>(mean);
+  S *total = static_cast<S*>(sum), *moment = static_cast<S*>(product);
   with_gradient<T>(grad, out, negative_slope, [=](auto g) {
-    add_up(rows, channels, static_cast<Sum<T>*>(sum),
-           [=](int64_t r, int64_t c) { return g(r * channels + c); });
-    add_up(rows, channels, static_cast<Sum<T>*>(product), [=](int64_t r, int64_t c) {
-      return g(r * channels + c) * (widen(x[r * channels + c]) - m[c]);
-    });
+    for (int64_t c = 0; c < channels; ++c) total[c] = moment[c] = 0;
+    int64_t r = 0;
+    for (; r + 4 <= rows; r += 4) {
+      const int64_t at = r * channels;
+#pragma omp simd
+      for (int64_t c = 0; c < channels; ++c) {
+        const int64_t i = at + c, j = i + channels, k = j + channels, l = k + channels;
+        const S gi = g(i), gj = g(j), gk = g(k), gl = g(l), centre = m[c];
+        total[c] += (gi + gj) + (gk + gl);
+        moment[c] += (gi * (widen(x[i]) - centre) + gj * (widen(x[j]) - centre)) +
+                     (gk * (widen(x[k]) - centre) + gl * (widen(x[l]) - centre));
+      }
+    }
+    for (; r < rows; ++r)
+      for (int64_t c = 0; c < channels; ++c) {
+        const S value = g(r * channels + c);
+        total[c] += value;
+        moment[c] += value * (widen(x[r * channels + c]) - m[c]);
+      }
   });
 }
 
@@ -226,10 +243,13 @@ void grad_affine(const void* grad, const void* out, double negative_slope, const
   with_gradient<T>(grad, out, negative_slope, [=](auto g) {
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t row = r * channels;
+#pragma omp simd
       for (int64_t c = 0; c < channels; ++c)
         narrow(g(row + c) * a[c] + ((widen(x[row + c]) - m[c]) * b[c] + d[c]), to + row + c);
-      if (passed)
+      if (passed) {
+#pragma omp simd
         for (int64_t c = 0; c < channels; ++c) narrow(g(row + c), passed + row + c);
+      }
     }
   });
 }
