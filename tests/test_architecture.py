@@ -35,6 +35,7 @@ FLOORS = [
 ]
 SOURCES = ("pointlib", "tools", "tests", "benchmarks", "ros_node")
 MAX_LINES = 400
+NATIVE_SUFFIXES = {".cpp", ".h", ".inc", ".cu", ".cuh"}
 VAGUE_NAMES = {"common", "helper", "helpers", "misc", "util", "utils"}
 OPTIONAL_PACKAGES = (
     "lightning",
@@ -152,6 +153,27 @@ def file_violations(root: Path) -> list[str]:
     return found
 
 
+def native_violations(root: Path) -> list[str]:
+    """C++ and CUDA files that are too long, vaguely named, not ASCII, or do not say what they are for."""
+    found = []
+    for path in sorted(p for f in ("pointlib", "cuda") for p in (root / f).rglob("*")):
+        if path.suffix not in NATIVE_SUFFIXES:
+            continue
+        where, text = path.relative_to(root), path.read_text(encoding="utf-8")
+        num_lines = text.count("\n")
+        if num_lines > MAX_LINES:
+            found.append(
+                f"{where}: must have at most {MAX_LINES} lines, got {num_lines}; split it by meaning"
+            )
+        if path.stem in VAGUE_NAMES:
+            found.append(f"{where}: must be named after what it holds")
+        if not text.isascii():
+            found.append(f"{where}: must be ASCII")
+        if not text.startswith("// "):
+            found.append(f"{where}: must open with what it is for")
+    return found
+
+
 def docstring_violations(root: Path) -> list[str]:
     """Public functions and classes of public modules that have no docstring."""
     found = []
@@ -191,7 +213,14 @@ def untested_operators(root: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    "rule", [file_violations, docstring_violations, print_violations, untested_operators]
+    "rule",
+    [
+        file_violations,
+        native_violations,
+        docstring_violations,
+        print_violations,
+        untested_operators,
+    ],
 )
 def test_every_file_keeps_the_rule(rule: Callable[[Path], list[str]]) -> None:
     violations = rule(ROOT)
@@ -344,6 +373,10 @@ def test_right_imports_pass(tmp_path: Path) -> None:
         (file_violations, "pointlib/utils/a.py", '"""A."""\n'),
         (file_violations, "tests/a.py", '"""caf\u00e9."""\n'),
         (file_violations, "tools/a.py", "x = 1\n"),
+        (native_violations, "pointlib/csrc/a.cpp", "// A.\n" + "int x;\n" * MAX_LINES),
+        (native_violations, "pointlib/csrc/helpers.h", "// A.\n"),
+        (native_violations, "cuda/a.cu", "// caf\u00e9\n"),
+        (native_violations, "pointlib/csrc/a.inc", "int x;\n"),
         (docstring_violations, "pointlib/a.py", "class Public:\n    x = 1\n"),
         (docstring_violations, "pointlib/__init__.py", "def public(): return 1\n"),
         (print_violations, "pointlib/a.py", "def f():\n    print('x')\n"),

@@ -186,3 +186,9 @@ POINTLIB_API int64_t pl_use(const char* name) {
     return fail("name must be one of pl_instruction_sets()");
   });
 }
+
+// The set in use, as its own kernels name it; null before pl_use.
+POINTLIB_API const char* pl_in_use() {
+  const Kernels* in_use = chosen.load(std::memory_order_relaxed);
+  return in_use ? in_use->name : nullptr;
+}

@@ -46,7 +46,7 @@ def _open(path: Path) -> ctypes.CDLL:
     """Load a library; refuse one that does not load here or was not built from the sources that stand beside it."""
     try:
         library = ctypes.CDLL(str(path))
-        for name in ("pl_source_hash", "pl_last_error", "pl_instruction_sets"):
+        for name in ("pl_source_hash", "pl_last_error", "pl_instruction_sets", "pl_in_use"):
             getattr(library, name).restype = ctypes.c_char_p
         library.pl_abi.restype = ctypes.c_int64
     except (
@@ -164,7 +164,8 @@ os.register_at_fork(after_in_child=_in_child)
 def num_threads() -> int:
     """Threads that a call may use: torch's own setting, but 1 in a forked process.
 
-    OpenMP's threads do not survive a fork, and a child that asks for more than one waits for them for ever. The results
-    have the same bits for any number.
+    OpenMP's threads do not survive a fork, and a child that asks for more than one waits for them for ever; torch's
+    functions do, unless it calls torch.set_num_threads(1) as DataLoader's workers do. The results have the same bits
+    for any number.
     """
     return 1 if _forked else torch.get_num_threads()
