@@ -1,7 +1,8 @@
-"""How the benchmarks measure: interleaved calls, peak memory, profiles by category, and facts about the machine."""
+"""How the benchmarks measure: interleaved calls, peak memory, and facts about the machine."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import statistics
@@ -13,20 +14,20 @@ from typing import Any
 
 import torch
 
+from pointlib.ops._cpu import engine
+
 Call = Callable[[], object]
 
 
-def interleave(
-    calls: Mapping[str, Call], rounds: int, warmup: int = 1
-) -> dict[str, dict[str, float]]:
-    """Time every call `2 * rounds` times in the order A B C C B A, so that a drift of the machine hits all alike.
+def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, dict[str, float]]:
+    """Time every call `2 * rounds` times in the order A B C C B A, B C A A C B, and so on.
+
+    So a drift of the machine hits all alike, and each is now and then the one that runs twice in a row and finds its
+    data in the cache. Whoever calls this has warmed everything up.
 
     Returns:
         Per name: median, min and max in milliseconds, and the number of samples.
     """
-    for call in calls.values():
-        for _ in range(warmup):
-            call()
     samples: dict[str, list[float]] = {name: [] for name in calls}
     names = list(calls)
     for _ in range(rounds):
@@ -34,6 +35,7 @@ def interleave(
             start = time.perf_counter()
             calls[name]()
             samples[name].append(1e3 * (time.perf_counter() - start))
+        names = [*names[1:], names[0]]
     return {
         name: {
             "median_ms": round(statistics.median(times), 3),
@@ -54,45 +56,11 @@ def _status_mib(field: str) -> float:
 
 def peak_memory(call: Call) -> dict[str, float]:
     """Resident memory in MiB before one call and at its peak. Meant for a process that does nothing else."""
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier work left behind must not serve the call
     before = _status_mib("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # sets the peak back to the present
     call()
     return {"before_mib": round(before, 1), "peak_mib": round(_status_mib("VmHWM"), 1)}
-
-
-# First match wins; names as torch.profiler reports them.
-CATEGORIES = (
-    ("kernel maps", ("spconv::map", "kernel_map", "conv_sites", "unique", "searchsorted", "sort")),
-    ("gather", ("spconv::gather", "index_select", "aten::index", "aten::gather")),
-    ("scatter", ("spconv::scatter_add", "index_add", "scatter")),
-    ("sparse convolution, inside one operator", ("pointlib::sparse_conv",)),
-    (
-        "matrix product",
-        ("aten::mm", "aten::addmm", "aten::bmm", "aten::matmul", "mkldnn", "onednn"),
-    ),
-    ("batch norm", ("batch_norm",)),
-    ("activation, addition, concatenation", ("relu", "clamp", "aten::add", "aten::cat")),
-    ("allocation, fill, copy", ("empty", "zero", "fill", "copy", "clone", "contiguous", "resize")),
-)
-
-
-def profile_by_category(call: Call) -> dict[str, float]:
-    """Milliseconds of one call by category, from the self time of every operator; the rest is outside operators."""
-    call()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        start = time.perf_counter()
-        call()
-        wall = 1e3 * (time.perf_counter() - start)
-    parts: dict[str, float] = {}
-    for event in profiler.key_averages():
-        name = event.key.lower()
-        category = next(
-            (c for c, keys in CATEGORIES if any(k in name for k in keys)), "other operators"
-        )
-        parts[category] = parts.get(category, 0.0) + event.self_cpu_time_total / 1e3
-    parts["outside operators"] = max(wall - sum(parts.values()), 0.0)
-    parts = dict(sorted(parts.items(), key=lambda item: -item[1]))
-    return {"total": round(wall, 1), **{name: round(ms, 1) for name, ms in parts.items()}}
 
 
 def machine_facts() -> dict[str, Any]:
@@ -112,6 +80,7 @@ def machine_facts() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "torch_threads": torch.get_num_threads(),
+        "pointlib_instructions": engine.INSTRUCTION_SET,
     }
 
 

@@ -1,4 +1,4 @@
-"""The engines that are compared, behind one small interface: maps, convolution, and a MinkUNet on top of them.
+"""What an engine is to the benchmarks (maps, convolution, a MinkUNet on top of them), and the two that are not ours.
 
 Sites and maps are whatever an engine uses; weights are kept in its own layout. spconv runs with two corrections, each
 explained where it is made. Nothing here imports an engine before it is asked for.
@@ -11,11 +11,14 @@ import importlib.metadata
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.profiler import record_function
+
+if TYPE_CHECKING:
+    from scenes import Scene
 
 
 class Layer(NamedTuple):
@@ -26,10 +29,31 @@ class Layer(NamedTuple):
     pairs: int
 
 
+class LayerCall(NamedTuple):
+    """One convolution, everything laid out for it: what is timed, and what makes its answer float32."""
+
+    run: Callable[[], Tensor]
+    restore: Callable[[Tensor], Tensor]
+
+
+Network = Callable[[Tensor, Tensor, bool], Tensor]
+"""(coords, feats, whether to keep the maps of the last call) -> logits."""
+
+
 class Peer(ABC):
-    """An engine. Weights are (K, C_in, C_out) outside; x runs fastest for 3^3, z for 2^3."""
+    """An engine. Weights are (K, C_in, C_out) outside; x runs fastest for 3^3, z for 2^3.
+
+    Attributes:
+        name: In tables, the JSON and on the command line.
+        trains: Whether it has gradients.
+        builds_maps: Whether its maps are its own, and not another engine's again.
+        rtol: How far its answers may be from float32's, of their largest magnitude; 0 for its rounding alone.
+    """
 
     name: str
+    trains = True
+    builds_maps = True
+    rtol = 0.0
 
     @abstractmethod
     def version(self) -> str: ...
@@ -62,62 +86,29 @@ class Peer(ABC):
         """Back to (K, C_in, C_out)."""
         return weight
 
-    def minkunet(self, model: torch.nn.Module) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        """A function (coords, feats, keep maps) -> logits with the weights of pointlib's MinkUNet."""
+    def forward(self, feats: Tensor, kernel: Tensor, layer: Layer) -> LayerCall:
+        """The convolution of float32 feats with a (K, C_in, C_out) kernel, in inference."""
+        weight = self.pack(kernel)
+        return LayerCall(lambda: self.conv(feats, weight, layer), lambda out: out)
+
+    def forward_backward(
+        self, feats: Tensor, kernel: Tensor, grad: Tensor, layer: Layer
+    ) -> Callable[[], list[Tensor]]:
+        """The convolution and, given the gradient of its output, those of feats and of the weight."""
+        weight = self.pack(kernel).requires_grad_()
+        x = feats.detach().requires_grad_()
+
+        def run() -> list[Tensor]:
+            out = self.conv(x, weight, layer)
+            return [out.detach(), *torch.autograd.grad(out, (x, weight), grad)]
+
+        return run
+
+    def minkunet(self, model: torch.nn.Module, scene: Scene) -> Network:
+        """A function that computes what pointlib's MinkUNet does, with its weights; `scene` is for calibration."""
         from networks import MinkUNet
 
         return MinkUNet(self, model.state_dict())
-
-
-class Pointlib(Peer):
-    """This package, through its public names."""
-
-    name = "pointlib"
-
-    def version(self) -> str:
-        import pointlib
-
-        return pointlib.__version__
-
-    def sites(self, coords: Tensor) -> Tensor:
-        return coords
-
-    def submanifold(self, sites: Tensor) -> Layer:
-        from pointlib.ops.kernel_map import ConvSpec, build_kernel_map
-
-        out, kernel_map = build_kernel_map(sites, ConvSpec(3))
-        return Layer(out, kernel_map, kernel_map.num_pairs)
-
-    def down(self, sites: Tensor) -> Layer:
-        from pointlib.ops.kernel_map import ConvSpec, build_kernel_map
-
-        out, kernel_map = build_kernel_map(sites, ConvSpec(2, stride=2))
-        return Layer(out, kernel_map, kernel_map.num_pairs)
-
-    def conv(self, feats: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-        from pointlib.ops.sparse_conv import sparse_conv
-
-        return sparse_conv(feats, weight, layer.map)
-
-    def inverse(self, feats: Tensor, weight: Tensor, layer: Layer) -> Tensor:
-        from pointlib.ops.sparse_conv import sparse_conv
-
-        return sparse_conv(feats, weight, layer.map.transpose())
-
-    def minkunet(self, model: torch.nn.Module) -> Callable[[Tensor, Tensor, bool], Tensor]:
-        from pointlib import SparseTensor
-
-        kept: list[SparseTensor] = []
-
-        @torch.inference_mode()
-        def run(coords: Tensor, feats: Tensor, keep: bool) -> Tensor:
-            if not keep:
-                return model(SparseTensor(feats, coords))
-            if not kept:
-                kept.append(SparseTensor(feats, coords))
-            return model(kept[0])
-
-        return run
 
 
 class Naive(Peer):
@@ -280,21 +271,3 @@ class Spconv(Peer):
     def unpack(self, weight: Tensor) -> Tensor:
         order = (3, 2, 1, 4, 0) if weight.shape[1] == 3 else (1, 2, 3, 4, 0)
         return weight.permute(order).reshape(-1, weight.shape[4], weight.shape[0])
-
-
-PEERS: dict[str, type[Peer]] = {peer.name: peer for peer in (Pointlib, Spconv, Naive)}
-
-
-def available_peers(names: list[str]) -> list[Peer]:
-    """Start the named engines; says which one is missing and how to install it."""
-    peers: list[Peer] = []
-    for name in names:
-        try:
-            peers.append(PEERS[name]())
-        except ImportError as error:
-            if name == "pointlib":
-                raise
-            print(
-                f"{name}: left out, it cannot be imported ({error}). Install it: pip install {name}"
-            )
-    return peers

@@ -1,67 +1,75 @@
-"""Run the cases of cpu_engine.py: agreement first, then interleaved times, memory and profiles, and the report."""
+"""Run what cpu_engine.py is asked for: agreement first, then interleaved times, and the report."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from datetime import date
-from pathlib import Path
 from typing import Any
 
 import torch
-from cases import (
-    ROOT,
-    Case,
-    Scene,
-    conv_cases,
-    load_scene,
-    map_cases,
-    minkunet,
-    minkunet_cases,
-    resize,
-    sweep_cases,
-)
-from measurement import commit, interleave, machine_facts, peak_memory, profile_by_category
+from cases import Case, conv_cases, map_cases, minkunet_cases, sweep_cases
+from engines import available_engines
+from goals import judge, print_goals
+from layers import layer_table
+from measurement import commit, interleave, machine_facts
+from memory import memory_table
 from networks import unet_layers
-from peers import PEERS, Naive, Peer, available_peers
+from peaks import Peaks
+from peers import Naive, Peer
+from profiles import profile_table
+from scenes import ROOT, Drive, load_drives
+from torch import Tensor
+from training import training_cases
 
 from pointlib.files import write_file
 
-SCRIPT = Path(__file__).with_name("cpu_engine.py")
+COLUMN = 17
 
 
-def check_agreement(case: Case) -> dict[str, float]:
+def check_agreement(case: Case) -> dict[str, Any]:
     """Compare every engine's answers with the first one's before anything is timed.
 
     Returns:
-        The largest difference per engine, relative to the largest magnitude.
+        The largest difference per engine, relative to the largest magnitude; for logits also the share of voxels whose
+        largest logit is the same, and the root mean square difference relative to the standard deviation.
 
     Raises:
         RuntimeError: Two engines disagree.
     """
     names = list(case.answers)
     want = case.answers[names[0]]()
-    worst = {}
+    worst: dict[str, float] = {}
+    winners: dict[str, float] = {}
+    noise: dict[str, float] = {}
     for name in names[1:]:
         worst[name] = 0.0
+        rtol = max(case.rtol, case.rtols.get(name, 0.0))
         for index, (a, b) in enumerate(zip(want, case.answers[name](), strict=True)):
-            if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor):
+            if isinstance(a, Tensor) and isinstance(b, Tensor):
                 error = float((a - b).abs().max() / a.abs().max())
             else:
                 error = float(a != b)
             worst[name] = max(worst[name], error)
-            if not error <= case.rtol:
+            if not error <= rtol:
                 raise RuntimeError(
                     f"check_agreement: {case.name}: answer {index} of {name} differs from {names[0]}'s by "
-                    f"{error:.1e} of its maximum, more than {case.rtol:.0e}. Nothing was timed."
+                    f"{error:.1e} of its maximum, more than {rtol:.0e}. Nothing was timed."
                 )
-    return worst
+            if case.classify:
+                winners[name] = float((a.argmax(1) == b.argmax(1)).float().mean())
+                noise[name] = float((a - b).square().mean().sqrt() / a.std())
+    found: dict[str, Any] = {}
+    if worst:
+        found["largest_relative_difference"] = {n: float(f"{e:.1e}") for n, e in worst.items()}
+    if case.classify:
+        found["same_class"] = {n: round(share, 4) for n, share in winners.items()}
+        found["noise_over_deviation"] = {n: float(f"{e:.1e}") for n, e in noise.items()}
+    return found
 
 
-def measure(case: Case, rounds: int) -> dict[str, Any]:
+def measure(case: Case, rounds: int, columns: list[str]) -> dict[str, Any]:
     """Agreement, times, rate and ratios of one case; prints its line."""
     agreement = check_agreement(case)
     threads = torch.get_num_threads()
@@ -71,94 +79,92 @@ def measure(case: Case, rounds: int) -> dict[str, Any]:
             f"measure: {case.name}: a peer left torch with {torch.get_num_threads()} threads instead of "
             f"{threads}; its times mean nothing."
         )
-    reference = next(iter(times))
-    base = times[reference]["median_ms"]
-    result: dict[str, Any] = {"case": case.name, "gflop": round(case.gflop, 3), "times": times}
-    if agreement:
-        result["largest_relative_difference"] = {n: float(f"{e:.1e}") for n, e in agreement.items()}
-        result[f"speedup_of_{reference}_over"] = {
-            name: round(t["median_ms"] / base, 2) for name, t in times.items() if name != reference
+    medians = {name: t["median_ms"] for name, t in times.items()}
+    result: dict[str, Any] = {"case": case.name, **case.facts, "gflop": round(case.gflop, 4)}
+    result |= {"times": times, **agreement}
+    result["speedup"] = {
+        own: {other: round(ms / medians[own], 2) for other, ms in medians.items() if other != own}
+        for own in medians
+        if own.startswith("pointlib")
+    }
+    if "voxels" in case.facts:
+        result["voxels_per_ms"] = {
+            name: round(case.facts["voxels"] / ms, 1) for name, ms in medians.items()
         }
     cells = []
-    for t in times.values():
-        rate = f" ({1e3 * case.gflop / t['median_ms']:.0f})" if case.gflop else ""
-        cells.append(f"{t['median_ms']:10.1f}{rate:>6}")
-    print(f"{case.name:36}" + "".join(f"{cell:>18}" for cell in cells), flush=True)
+    for name in columns:
+        rate = (
+            f" ({1e3 * case.gflop / medians[name]:.0f})" if name in medians and case.gflop else ""
+        )
+        cells.append(f"{medians[name]:.1f}{rate}" if name in medians else "-")
+    print(f"{case.name:44}" + "".join(f"{cell:>{COLUMN}}" for cell in cells), flush=True)
     return result
 
 
-def memory_of(name: str, args: argparse.Namespace) -> dict[str, float]:
-    """Peak memory of a MinkUNet forward with new maps, in a process of its own; the warm-up is a smaller scene."""
-    scene, model = load_scene(args.scan), minkunet(args.width)
-    warm = resize(scene, min(2000, len(scene.coords)))
-    PEERS[name]().minkunet(model)(warm.coords, warm.feats, False)
-    network = PEERS[name]().minkunet(model)
-    return peak_memory(lambda: network(scene.coords, scene.feats, False))
-
-
-def memory_table(peers: list[Peer], args: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Run `--memory-of` for every engine."""
-    table = {}
-    for peer in peers:
-        command = [
-            sys.executable,
-            str(SCRIPT),
-            "--memory-of",
-            peer.name,
-            "--width",
-            str(args.width),
-        ]
-        command += ["--threads", str(args.threads)] + (
-            ["--scan", str(args.scan)] if args.scan else []
-        )
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        table[peer.name] = json.loads(done.stdout.splitlines()[-1])
-    print(f"\npeak memory of a MinkUNet {args.width:g}x forward, MiB (before it)")
-    for name, mib in table.items():
-        print(f"  {name:10}{mib['peak_mib']:8.0f} ({mib['before_mib']:.0f})")
-    return table
-
-
-def profile_table(peers: list[Peer], scene: Scene, width: float) -> dict[str, dict[str, float]]:
-    """Where a MinkUNet forward with new maps spends its time, by category of operator."""
-    model = minkunet(width)
-    table = {}
-    for peer in peers:
-        network = peer.minkunet(model)
-        table[peer.name] = profile_by_category(lambda: network(scene.coords, scene.feats, False))  # noqa: B023
-        total = table[peer.name]["total"]
-        print(f"\n{peer.name}: MinkUNet {width:g}x forward, new maps, profiled: {total:.0f} ms")
-        for category, ms in table[peer.name].items():
-            if category != "total":
-                print(f"  {category:44}{ms:9.1f} ms {100 * ms / total:5.1f} %")
-    return table
-
-
-def selected_cases(peers: list[Peer], scene: Scene, args: argparse.Namespace) -> Iterator[Case]:
+def selected_cases(
+    peers: list[Peer], drive: Drive, args: argparse.Namespace, sweep: bool
+) -> Iterator[Case]:
+    """The cases of one scene."""
+    scene = drive.scan
     if "maps" in args.cases:
         yield from map_cases(peers, scene)
     if "conv" in args.cases:
         yield from conv_cases(peers, scene, args.channels)
     if "minkunet" in args.cases:
         yield from minkunet_cases(peers, scene, args.width)
-    if args.sweep:
+    if "training" in args.cases:
+        yield from training_cases([peer.name for peer in peers], drive, not args.default_malloc)
+    if sweep:
         yield from sweep_cases(peers, scene, args.quick)
 
 
-def run(args: argparse.Namespace) -> None:
-    peers = available_peers(args.peers)
-    scene = load_scene(args.scan)
+def measure_scene(
+    peers: list[Peer], drive: Drive, args: argparse.Namespace, first: bool
+) -> dict[str, Any]:
+    """All times of one scene; the sweep belongs to the first one."""
+    scene = drive.scan
     levels = [len(layer.sites) for layer in unet_layers(Naive(), scene.coords)[0]]
+    columns = [peer.name for peer in peers] + ["composition"] * ("training" in args.cases)
+    print(f"\n{scene.name}: voxels {levels}; medians in ms (GFLOP/s)\n")
+    print(" " * 44 + "".join(f"{name:>{COLUMN}}" for name in columns))
+    cases = selected_cases(peers, drive, args, sweep=first and args.sweep)
+    return {
+        "name": scene.name,
+        "voxels": len(scene.coords),
+        "voxels_per_level": levels,
+        "results": [measure(case, args.rounds, columns) for case in cases],
+    }
+
+
+def print_sweep(results: list[dict[str, Any]]) -> None:
+    """Voxels a millisecond over the size of the scene, one line a case and engine; level lines are linear cost."""
+    sweep = [result for result in results if "of" in result]
+    for case in dict.fromkeys(result["of"] for result in sweep):
+        runs = [result for result in sweep if result["of"] == case]
+        sizes = "".join(f"{run['voxels']:>11,}" for run in runs)
+        print(f"\n{f'{case}, voxels/ms over voxels':52}{sizes}")
+        for name in runs[0]["voxels_per_ms"]:
+            print(f"  {name:50}" + "".join(f"{run['voxels_per_ms'][name]:11,.0f}" for run in runs))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print, judge and write."""
     facts = machine_facts()
-    print(
-        f"{facts['cpu']}, {args.threads} threads, torch {facts['torch']}, load {facts['load_average']}"
-    )
+    instructions = facts["pointlib_instructions"]
+    print(f"{facts['cpu']}, {args.threads} threads, torch {facts['torch']}, engine {instructions}")
     if facts["load_average"] > 0.5:
         print(
-            "The machine is busy: ratios are rough and milliseconds mean little. Measure when it is quiet."
+            f"The machine is busy (load {facts['load_average']}): ratios are rough and milliseconds mean little. "
+            "Measure when it is quiet."
         )
-    print(f"{scene.name}: voxels {levels}; medians in ms (GFLOP/s)\n")
-    print(" " * 36 + "".join(f"{f'{p.name} {p.version()}':>18}" for p in peers))
+    peers = available_engines(args.peers)
+    drives = load_drives(args.scan, args.quick, args.scenes)
+    peaks = Peaks(args.threads)
+    peaks.measure()
+    scenes = [measure_scene(peers, drive, args, drive is drives[0]) for drive in drives]
+    peaks.measure()
+    print_sweep(scenes[0]["results"])
+    print(f"\n{peaks}")
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
         "commit": commit(ROOT),
@@ -167,13 +173,23 @@ def run(args: argparse.Namespace) -> None:
         "arguments": {
             k: v for k, v in vars(args).items() if k not in ("output", "scan", "memory_of")
         },
-        "scene": {"name": scene.name, "voxels": len(scene.coords), "voxels_per_level": levels},
-        "results": [measure(c, args.rounds) for c in selected_cases(peers, scene, args)],
+        "peaks": peaks.best,
+        "scenes": scenes,
     }
+    first = drives[0]
+    if "layers" in args.cases:
+        report["layers"] = layer_table(
+            peers, first.scan, args.width, peaks.best, 1 if args.quick else args.rounds
+        )
     if "memory" in args.cases:
-        report["memory"] = memory_table(peers, args)
+        report["memory"] = memory_table(peers, first.scan, args)
     if args.profile:
-        report["profile"] = profile_table(peers, scene, args.width)
+        report["profile"] = profile_table(peers, first, args.width)
+    report["goals"] = judge(report)
+    print_goals(report["goals"])
+    if args.quick:
+        print("\nThese scenes are small; the goals are set for whole ones.")
+    report["machine"]["load_average_at_the_end"] = machine_facts()["load_average"]
     if args.output is not None:
         write_file(args.output, json.dumps(report, indent=1) + "\n")
         print(f"\nwritten: {args.output}")
