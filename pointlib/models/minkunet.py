@@ -113,12 +113,13 @@ class MinkUNet(nn.Module):
         Returns:
             (N, num_classes) logits, in the order of x.
         """
-        x0, x1, x2, x3, x4 = self.encode(x)
-        y1 = self.decode(self.up1, x4, x3)
-        y2 = self.decode(self.up2, y1, x2)
-        y3 = self.decode(self.up3, y2, x1)
-        y4 = self.decode(self.up4, y3, x0)
-        return self.classifier(y4.feats)
+        levels = list(self.encode(x))
+        y = levels.pop()
+        for up in (self.up1, self.up2, self.up3, self.up4):
+            deconv, (first, second) = up.children()
+            y = deconv(y)  # a name each for all stages would keep their features to the end
+            y = second(first(y, levels.pop()))
+        return self.classifier(y.feats)
 
     def encode(self, x: SparseTensor) -> tuple[SparseTensor, ...]:
         """Voxels of stride 1 -> features at strides 1, 2, 4, 8, 16."""
