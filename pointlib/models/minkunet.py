@@ -58,12 +58,14 @@ class ResidualBlock(nn.Module):
     def forward(self, x: SparseTensor, skip: SparseTensor | None = None) -> SparseTensor:
         """Features (N, in_channels) -> (N, out_channels); the channels of `skip` follow those of x."""
         conv1, norm1, relu1, conv2, norm2 = self.net
-        residual = x
+        residual, projected = x.feats, isinstance(self.downsample, nn.Sequential)
         if isinstance(self.downsample, nn.Sequential):
             conv, norm = self.downsample
-            residual = conv_norm_act(x, conv, norm, skip=skip)
-        inner = conv_norm_act(x, conv1, norm1, relu1, skip)
-        return conv_norm_act(inner, conv2, norm2, self.relu, residual=residual.feats)
+            residual = conv_norm_act(x, conv, norm, skip=skip).feats
+        x = conv_norm_act(x, conv1, norm1, relu1, skip)
+        return conv_norm_act(
+            x, conv2, norm2, self.relu, residual=residual, overwrite_residual=projected
+        )
 
 
 class MinkUNet(nn.Module):
@@ -116,9 +118,7 @@ class MinkUNet(nn.Module):
         levels = list(self.encode(x))
         y = levels.pop()
         for up in (self.up1, self.up2, self.up3, self.up4):
-            deconv, (first, second) = up.children()
-            y = deconv(y)  # a name each for all stages would keep their features to the end
-            y = second(first(y, levels.pop()))
+            y = self.decode(up, y, levels.pop())  # one name, so that no stage's features outlive it
         return self.classifier(y.feats)
 
     def encode(self, x: SparseTensor) -> tuple[SparseTensor, ...]:

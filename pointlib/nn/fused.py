@@ -20,6 +20,7 @@ def conv_norm_act(
     act: nn.Module | None = None,
     skip: SparseTensor | None = None,
     residual: Tensor | None = None,
+    overwrite_residual: bool = False,
 ) -> SparseTensor:
     """Compute `act(norm(conv(cat([x, skip]))) + residual)`.
 
@@ -35,6 +36,7 @@ def conv_norm_act(
         act: Last step; None for none.
         skip: On the voxels of x, its channels behind those of x; or None.
         residual: (M, C_out) on the output's voxels, or None.
+        overwrite_residual: The memory of residual may be used for the result: nobody else reads it.
 
     Returns:
         (M, C_out) features on the voxels of conv's output.
@@ -62,7 +64,10 @@ def conv_norm_act(
     scale, shift = _scale_and_shift(conv, norm)
     sites, kernel_map = conv.map_of(x)
     kernel = conv.kernel.unsqueeze(0) if conv.is_pointwise else conv.kernel
-    out = fused_sparse_conv(parts, kernel, kernel_map, scale, shift, residual, slope)
+    out = fused_sparse_conv(
+        *(parts, kernel, kernel_map, scale, shift, residual, slope),
+        overwrite_residual=overwrite_residual and residual is not None,
+    )
     return x.on(sites, out)
 
 

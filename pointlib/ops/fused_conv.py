@@ -20,6 +20,7 @@ def fused_sparse_conv(
     shift: Tensor | None = None,
     residual: Tensor | None = None,
     negative_slope: float = 1.0,
+    overwrite_residual: bool = False,
 ) -> Tensor:
     """Compute `act(scale * conv(cat(feats)) + shift + residual)` without storing anything in between.
 
@@ -34,9 +35,10 @@ def fused_sparse_conv(
         shift: (C_out,) float or None for 0.
         residual: (num_out, C_out), the dtype of feats, or None.
         negative_slope: Of the activation for values below 0: 0 is ReLU, 1 is none.
+        overwrite_residual: Write the result to the memory of residual, which saves that of one more tensor.
 
     Returns:
-        (num_out, C_out), the dtype of feats.
+        (num_out, C_out), the dtype of feats; residual itself where it is overwritten.
 
     Raises:
         RuntimeError: If a gradient is wanted.
@@ -50,9 +52,13 @@ def fused_sparse_conv(
     if kernel_map is not None:
         pairs = (kernel_map.in_index, kernel_map.out_index, kernel_map.offset_ptr)
         num_out = kernel_map.num_out
-    return torch.ops.pointlib.fused_sparse_conv(
-        parts, weight, *pairs, num_out, scale, shift, residual, negative_slope
-    )
+    arguments = (parts, weight, *pairs, num_out, scale, shift, residual, negative_slope)
+    if not overwrite_residual:
+        return torch.ops.pointlib.fused_sparse_conv(*arguments)
+    if residual is None:
+        raise ValueError("fused_sparse_conv: residual must be given to be overwritten, got None.")
+    torch.ops.pointlib.fused_sparse_conv_(*arguments)
+    return residual
 
 
 def _check(
@@ -99,11 +105,16 @@ def _check(
         )
 
 
-LIB.define(
-    "fused_sparse_conv(Tensor[] feats, Tensor weight, Tensor? in_index, Tensor? out_index, Tensor? offset_ptr, "
-    "SymInt num_out, Tensor? scale, Tensor? shift, Tensor? residual, float negative_slope) -> Tensor"
+_CONV = (
+    "Tensor[] feats, Tensor weight, Tensor? in_index, Tensor? out_index, Tensor? offset_ptr, SymInt num_out, "
+    "Tensor? scale, Tensor? shift"
 )
+LIB.define(
+    f"fused_sparse_conv({_CONV}, Tensor? residual, float negative_slope) -> Tensor",
+)
+LIB.define(f"fused_sparse_conv_({_CONV}, Tensor(a!) residual, float negative_slope) -> ()")
 LIB.impl("fused_sparse_conv", _cpu.sparse_conv.fused_sparse_conv, "CPU")
+LIB.impl("fused_sparse_conv_", _cpu.sparse_conv.fused_sparse_conv_, "CPU")
 
 
 @torch.library.register_fake("pointlib::fused_sparse_conv", lib=LIB)
@@ -117,3 +128,8 @@ def _fake(
     *rest: object,
 ) -> Tensor:
     return feats[0].new_empty(num_out, weight.shape[2])
+
+
+@torch.library.register_fake("pointlib::fused_sparse_conv_", lib=LIB)
+def _overwriting_fake(*arguments: object) -> None:
+    return None

@@ -38,9 +38,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     seen: list[int] = []
     real: Callable[..., torch.Tensor] = module.fused_sparse_conv
 
-    def counting(*args: object) -> torch.Tensor:
+    def counting(*args: object, **kwargs: object) -> torch.Tensor:
         seen.append(1)
-        return real(*args)
+        return real(*args, **kwargs)
 
     monkeypatch.setattr(module, "fused_sparse_conv", counting)
     return seen

@@ -69,6 +69,10 @@ def test_equals_the_steps_one_by_one(
         out = fused_sparse_conv(feats, weight, pairs, scale, shift, residual, slope)
         assert out.dtype == dtype
         assert_close(out, expected(feats, weight, pairs, scale, shift, residual, slope))
+        if residual is not None:
+            arguments = (feats, weight, pairs, scale, shift, residual, slope)
+            again = fused_sparse_conv(*arguments, overwrite_residual=True)
+            assert again is residual and torch.equal(again, out)
 
 
 def test_weights_may_be_of_another_dtype_and_strided() -> None:
@@ -106,6 +110,7 @@ def test_refuses_what_does_not_fit() -> None:
         ((x, w, pairs, draw(4)), ValueError, "scale must be"),
         ((x, w, pairs, None, draw(4)), ValueError, "shift must be"),
         ((x, w, pairs, None, None, draw(5, 5)), ValueError, "residual must be"),
+        ((x, w, pairs, None, None, None, 1.0, True), ValueError, "residual must be given"),
         (([x, x.float()], draw(27, 8, 5), pairs), TypeError, "one floating dtype"),
         ((x, w.clone().requires_grad_(), pairs), RuntimeError, "inference only"),
     ):
@@ -119,4 +124,8 @@ def test_opcheck() -> None:
     arguments = ([draw(pairs.num_in, 4).float()], draw(27, 4, 5).float(), *index, pairs.num_out)
     torch.library.opcheck(
         torch.ops.pointlib.fused_sparse_conv.default, (*arguments, None, None, None, 0.0)
+    )
+    residual = draw(pairs.num_out, 5).float()
+    torch.library.opcheck(
+        torch.ops.pointlib.fused_sparse_conv_.default, (*arguments, None, None, residual, 0.0)
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -75,6 +76,35 @@ def fused_sparse_conv(
     negative_slope: float,
 ) -> Tensor:
     """Inputs side by side, all their taps, and what follows the sum, before it leaves the cache."""
+    pairs = (in_index, out_index, offset_ptr)
+    added = (scale, shift, residual)
+    return _convolve(feats, weight, *pairs, num_out, *added, negative_slope=negative_slope)
+
+
+def fused_sparse_conv_(*arguments: Any) -> None:
+    """The same, into the memory of the residual."""
+    residual: Tensor = arguments[8]
+    native = engine.LIBRARY is not None and residual.dtype == compute_dtype(residual.dtype)
+    if native and residual.is_contiguous():
+        _convolve(*arguments, out=residual)
+    else:
+        residual.copy_(fused_sparse_conv(*arguments))
+
+
+def _convolve(
+    feats: Sequence[Tensor],
+    weight: Tensor,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
+    num_out: int,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    negative_slope: float,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Into `out` where it is given: contiguous, of the dtype that is computed in, and perhaps the residual."""
     if feats[0].dtype == torch.float64:
         return composition.fused_sparse_conv(
             *(feats, weight, in_index, out_index, offset_ptr, num_out),
@@ -87,7 +117,8 @@ def fused_sparse_conv(
         ends.append(ends[-1] + part.shape[1])
         packed.append(pack(weight[:, ends[-2] : ends[-1]], dtype))
         rows.append(even_channels(part.to(dtype)).contiguous())
-    out = feats[0].new_empty((num_out, weight.shape[2]), dtype=dtype)
+    if out is None:
+        out = feats[0].new_empty((num_out, weight.shape[2]), dtype=dtype)
     if not out.numel():
         return out.to(feats[0].dtype)
     taps, _, c_out = weight.shape
