@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def fused_sparse_conv_(*arguments: Any) -> None:
     residual: Tensor = arguments[8]
     native = engine.LIBRARY is not None and residual.dtype == compute_dtype(residual.dtype)
     if native and residual.is_contiguous():
-        _convolve(*arguments, out=residual)
+        partial(_convolve, out=residual)(*arguments)
     else:
         residual.copy_(fused_sparse_conv(*arguments))
 
