@@ -37,7 +37,7 @@ POINTLIB_DECLARE(amx)
 #endif
 
 const KernelsInt8& kernels_i8() {
-  const char* set = kernels().name;
+  [[maybe_unused]] const char* set = kernels().name;
 #define POINTLIB_RETURN(name) \
   if (std::strcmp(set, #name) == 0) return name::table_i8()
 #ifdef POINTLIB_WITH_AVX2
@@ -64,6 +64,7 @@ namespace {
 struct alignas(64) PackedHeader {
   char magic[8];
   int64_t layout, taps, c_in, c_out;
+  char zeros[24];  // no byte is left to chance: the same weight packs to the same bytes
 };
 constexpr char MAGIC[8] = {'p', 'l', 'i', 'n', 't', '8', 0, 1};
 static_assert(sizeof(PackedHeader) == 64, "taps begin on a cache line");
@@ -297,7 +298,7 @@ POINTLIB_API int64_t pl_i8_pack(const int8_t* weight, int64_t taps, int64_t c_in
                                 char* packed, int64_t threads) {
   return guarded([&]() -> int64_t {
     const KernelsInt8& k = kernels_i8();
-    PackedHeader header = {{}, k.layout, taps, c_in, c_out};
+    PackedHeader header = {{}, k.layout, taps, c_in, c_out, {}};
     std::memcpy(header.magic, MAGIC, sizeof MAGIC);
     std::memcpy(packed, &header, sizeof header);
     const int64_t bytes = k.packed_bytes(c_in, c_out);

@@ -16,10 +16,12 @@ from pointlib.ops._cpu import engine
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
+ELSEWHERE = {Path(__file__).stem, "test_cpu_engine", "test_memory", "test_compile"}
+"""Files about loading, about the C library (which a sanitizer replaces) and about torch.compile."""
 EVERYTHING = sorted(
     str(path.relative_to(ROOT))
     for path in [*HERE.glob("test_*.py"), *(ROOT / "tests/nn").glob("test_*.py")]
-    if path.stem not in {Path(__file__).stem, "test_cpu_engine", "test_compile"}
+    if path.stem not in ELSEWHERE
 )
 FEATURES = [p for p in EVERYTHING if "/ops/" in p and not re.search("coords|map|dataflow", p)]
 """What the inner loops differ in between the instruction sets; coordinates and maps are one code for all."""
