@@ -63,6 +63,20 @@ def peak_memory(call: Call) -> dict[str, float]:
     return {"before_mib": round(before, 1), "peak_mib": round(_status_mib("VmHWM"), 1)}
 
 
+def busy_cores(seconds: float = 2.0) -> float:
+    """Cores that others keep busy, over the next two seconds, in which this process sleeps."""
+
+    def ticks() -> tuple[int, int]:
+        fields = [int(n) for n in Path("/proc/stat").read_text().split("\n")[0].split()[1:9]]
+        return sum(fields), fields[3] + fields[4]  # all, idle and waiting
+
+    before = ticks()
+    time.sleep(seconds)
+    after = ticks()
+    everything, idle = (b - a for a, b in zip(before, after, strict=True))
+    return round((1 - idle / max(everything, 1)) * (os.cpu_count() or 1), 2)
+
+
 def machine_facts() -> dict[str, Any]:
     """Processor, memory, threads and the versions that decide a result; nothing that names the machine."""
     info = Path("/proc/cpuinfo")
@@ -75,7 +89,7 @@ def machine_facts() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "instructions": [flag for flag in wanted if flag in flags],
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "load_average": round(os.getloadavg()[0], 2),
+        "busy_cores": busy_cores(),
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "torch": torch.__version__,

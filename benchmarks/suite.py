@@ -152,9 +152,9 @@ def run(args: argparse.Namespace) -> None:
     facts = machine_facts()
     instructions = facts["pointlib_instructions"]
     print(f"{facts['cpu']}, {args.threads} threads, torch {facts['torch']}, engine {instructions}")
-    if facts["load_average"] > 0.5:
+    if facts["busy_cores"] > 0.2:
         print(
-            f"The machine is busy (load {facts['load_average']}): ratios are rough and milliseconds mean little. "
+            f"The machine is busy ({facts['busy_cores']} cores): ratios are rough and milliseconds mean little. "
             "Measure when it is quiet."
         )
     peers = available_engines(args.peers)
@@ -189,7 +189,7 @@ def run(args: argparse.Namespace) -> None:
     print_goals(report["goals"])
     if args.quick:
         print("\nThese scenes are small; the goals are set for whole ones.")
-    report["machine"]["load_average_at_the_end"] = machine_facts()["load_average"]
+    report["machine"]["busy_cores_at_the_end"] = machine_facts()["busy_cores"]
     if args.output is not None:
         write_file(args.output, json.dumps(report, indent=1) + "\n")
         print(f"\nwritten: {args.output}")
