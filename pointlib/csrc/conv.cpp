@@ -1,4 +1,6 @@
 // Sparse convolution: walks tiles of output rows and calls the kernels of the chosen set.
+#include <omp.h>
+
 #include <algorithm>
 #include <numeric>
 #include <stdexcept>
@@ -72,22 +74,18 @@ struct OrderedPairs {
 
   void sort(const ConvArguments& a) {
     const int64_t count = a.offset_ptr[a.taps];
+    const auto keys = scratch<uint64_t>(count);  // output row, then input row
     storage = scratch<int32_t>(2 * count);
     int32_t *sorted_in = storage.get(), *sorted_out = sorted_in + count;
-#pragma omp parallel num_threads(a.threads) if (a.threads > 1)
-    {
-      std::vector<uint64_t> keys;  // output row, then input row: no output comes twice within a tap
-#pragma omp for schedule(dynamic)
-      for (int64_t tap = 0; tap < a.taps; ++tap) {
-        const int64_t from = a.offset_ptr[tap], to = a.offset_ptr[tap + 1];
-        keys.clear();
-        for (int64_t p = from; p < to; ++p)
-          keys.push_back(uint64_t(a.out_index[p]) << 32 | uint32_t(a.in_index[p]));
-        std::sort(keys.begin(), keys.end());
-        for (int64_t p = from; p < to; ++p) {
-          sorted_in[p] = static_cast<int32_t>(keys[p - from]);
-          sorted_out[p] = static_cast<int32_t>(keys[p - from] >> 32);
-        }
+#pragma omp parallel for schedule(dynamic) num_threads(a.threads) if (a.threads > 1)
+    for (int64_t tap = 0; tap < a.taps; ++tap) {
+      const int64_t from = a.offset_ptr[tap], to = a.offset_ptr[tap + 1];
+      for (int64_t p = from; p < to; ++p)
+        keys[p] = uint64_t(a.out_index[p]) << 32 | uint32_t(a.in_index[p]);
+      std::sort(keys.get() + from, keys.get() + to);
+      for (int64_t p = from; p < to; ++p) {
+        sorted_in[p] = static_cast<int32_t>(keys[p]);
+        sorted_out[p] = static_cast<int32_t>(keys[p] >> 32);
       }
     }
     in = sorted_in;
@@ -131,19 +129,21 @@ void each_tap(const ConvArguments& a, const OrderedPairs& ordered, int64_t first
 // Each thread takes tiles of output rows and sums all their taps in cache.
 void convolve(const ConvArguments& a, const ConvKernels& k, const OrderedPairs& ordered) {
   const int64_t tiles = (a.num_out + a.tile_rows - 1) / a.tile_rows, width = padded(a.c_out);
+  const int64_t size = std::min(a.tile_rows, a.num_out) * width;
+  const auto all_sums = scratch<float>(a.threads * size);
   const Epilogue epilogue = epilogue_of(a);
 #pragma omp parallel num_threads(a.threads) if (a.threads > 1)
   {
     if (k.enter) k.enter();
-    const auto sums = scratch<float>(std::min(a.tile_rows, a.num_out) * width);
+    float* sums = all_sums.get() + omp_get_thread_num() * size;
 #pragma omp for schedule(dynamic)
     for (int64_t tile = 0; tile < tiles; ++tile) {
       const int64_t first = tile * a.tile_rows, last = std::min(first + a.tile_rows, a.num_out);
-      std::fill_n(sums.get(), (last - first) * width, 0.0f);
+      std::fill_n(sums, (last - first) * width, 0.0f);
       each_tap(a, ordered, first, last, [&](int64_t tap, const Pairs& pairs, int64_t first_row) {
-        multiply(a, k, tap, pairs, sums.get(), first_row);
+        multiply(a, k, tap, pairs, sums, first_row);
       });
-      k.finish(sums.get(), last - first, a.c_out, epilogue, first, a.out);
+      k.finish(sums, last - first, a.c_out, epilogue, first, a.out);
     }
     if (k.leave) k.leave();
   }
@@ -223,10 +223,12 @@ POINTLIB_API int64_t pl_conv_grad_weight(int64_t dtype, const void* feats, int64
     first_piece.push_back(pieces.size());
     const int64_t num_pieces = pieces.size();
     const auto partial = scratch<float>(num_pieces * size);
+    const int64_t work_bytes = k.outer_bytes(c_in, c_out);
+    const auto all_work = scratch<char>(threads * work_bytes);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       if (k.enter) k.enter();
-      const auto work = scratch<char>(k.outer_bytes(c_in, c_out));
+      char* work = all_work.get() + omp_get_thread_num() * work_bytes;
 #pragma omp for schedule(dynamic)
       for (int64_t p = 0; p < num_pieces; ++p) {
         const auto [tap, from, to] = pieces[p];
@@ -234,13 +236,13 @@ POINTLIB_API int64_t pl_conv_grad_weight(int64_t dtype, const void* feats, int64
         float* products = partial.get() + p * size;
         if (mapped) {
           const Pairs pairs = {in_index + from, out_index + from, to - from, 0};
-          k.outer(feats, c_in, grad, c_out, pairs, products, work.get());
+          k.outer(feats, c_in, grad, c_out, pairs, products, work);
         } else {
           const Pairs pairs = {count_up.data(), count_up.data(), to - from, 0};
           const int64_t element = element_bytes(dtype);
           k.outer(static_cast<const char*>(feats) + from * c_in * element, c_in,
                   static_cast<const char*>(grad) + from * c_out * element, c_out, pairs, products,
-                  work.get());
+                  work);
         }
       }
       if (k.leave) k.leave();

@@ -118,7 +118,10 @@ class MinkUNet(nn.Module):
         levels = list(self.encode(x))
         y = levels.pop()
         for up in (self.up1, self.up2, self.up3, self.up4):
-            y = self.decode(up, y, levels.pop())  # one name, so that no stage's features outlive it
+            deconv, refine = up.children()
+            first, second = refine.children()
+            y = deconv(y)  # one name, so that no stage's features outlive their last use
+            y = second(first(y, levels.pop()))
         return self.classifier(y.feats)
 
     def encode(self, x: SparseTensor) -> tuple[SparseTensor, ...]:
@@ -130,13 +133,6 @@ class MinkUNet(nn.Module):
         for stage in (self.stage1, self.stage2, self.stage3, self.stage4):
             levels.append(stage(levels[-1]))
         return tuple(levels)
-
-    @staticmethod
-    def decode(up: nn.Module, x: SparseTensor, skip: SparseTensor) -> SparseTensor:
-        """One decoder stage: up to the voxels of `skip`, join its features, refine."""
-        deconv, refine = up.children()
-        first, second = refine.children()
-        return second(first(deconv(x), skip))
 
 
 def check_input(model: MinkUNet, x: SparseTensor) -> None:

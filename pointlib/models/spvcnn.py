@@ -50,6 +50,13 @@ class SPVCNN(MinkUNet):
         y4 = self.decode(self.up4, y3, x0)
         return self.classifier(y4.feats + transform2(z2.feats))
 
+    @staticmethod
+    def decode(up: nn.Module, x: SparseTensor, skip: SparseTensor) -> SparseTensor:
+        """One decoder stage: up to the voxels of `skip`, join its features, refine."""
+        deconv, refine = up.children()
+        first, second = refine.children()
+        return second(first(deconv(x), skip))
+
     def from_points(self, x: SparseTensor, z: PointTensor) -> SparseTensor:
         """Average the points into the voxels of x, with dropout."""
         voxels = point_to_voxel(x, z)
