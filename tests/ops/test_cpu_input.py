@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -96,11 +97,7 @@ def test_features_may_lie_anyhow_in_memory(
     for name in ("submanifold", "submanifold transposed", "down", "down transposed"):
         bias = f"conv {name} grad 2"  # torch's sum, which adds in the order of memory
         assert_close(moved.pop(bias), expected.pop(bias), dtype)
-    if engine.LIBRARY is None:  # torch's products, too
-        for name, value in expected.items():
-            assert_close(moved[name], value, dtype)
-    else:
-        expect_equal(moved, expected)
+    expect_equal(moved, expected)
 
 
 @pytest.mark.parametrize("lay", [displaced(1), interleaved, transposed], ids=str)
@@ -209,17 +206,23 @@ def test_any_number_of_threads_gives_the_same_bits(threads: Callable[[int], None
 
 
 def run_script(body: str, **environment: str) -> str:
-    """What a Python process prints."""
-    done = subprocess.run(
+    """What a Python process prints; it and its children are ended if they take minutes."""
+    process = subprocess.Popen(
         [sys.executable, "-c", body],
         cwd=ROOT,
         env={**os.environ, **environment},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=300,
+        start_new_session=True,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    try:
+        output, errors = process.communicate(timeout=300)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, errors = process.communicate()
+    assert process.returncode == 0, errors
+    return output
 
 
 DIGEST = """
@@ -293,13 +296,18 @@ def test_an_interrupt_is_raised_after_the_call_and_breaks_nothing() -> None:
     feats, weight = torch.randn(held.num_in, 32), torch.randn(27, 32, 32)
     expected = sparse_conv(feats, weight, held)
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    interrupted = 0
     try:
         for microseconds in range(100, 4100, 400):
-            with pytest.raises(KeyboardInterrupt):
+            try:
                 signal.setitimer(signal.ITIMER_REAL, microseconds * 1e-6)
-                while True:
+                deadline = time.monotonic() + 1
+                while time.monotonic() < deadline:
                     sparse_conv(feats, weight, held)
+            except KeyboardInterrupt:
+                interrupted += 1
             assert torch.equal(sparse_conv(feats, weight, held), expected)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    assert interrupted > 5  # one that comes inside a destructor is only reported
