@@ -15,8 +15,9 @@ def keep_freed_memory() -> bool:
     """Let this process keep what it frees, for the next step to use.
 
     glibc returns blocks of more than 32 MiB to the system and asks for them again, and the system clears each page at
-    its first touch: training on a CPU spends a third of its time so. This is a setting of the whole process, so
-    programs call it (those in tools/ do), and the library never does.
+    its first touch: training on a CPU spends a third of its time so. The price is memory: what was cut up is not always
+    found again, and the peak grows by a tenth or two. This is a setting of the whole process, so programs call it
+    (those in tools/ do), and the library never does.
 
     Returns:
         Whether it took effect: False with another C library, such as musl or macOS's.

@@ -97,7 +97,11 @@ def test_features_may_lie_anyhow_in_memory(
     for name in ("submanifold", "submanifold transposed", "down", "down transposed"):
         bias = f"conv {name} grad 2"  # torch's sum, which adds in the order of memory
         assert_close(moved.pop(bias), expected.pop(bias), dtype)
-    expect_equal(moved, expected)
+    if engine.LIBRARY is None:  # torch's products, too
+        for name, value in expected.items():
+            assert_close(moved[name], value, dtype)
+    else:
+        expect_equal(moved, expected)
 
 
 @pytest.mark.parametrize("lay", [displaced(1), interleaved, transposed], ids=str)

@@ -17,7 +17,7 @@ else:
     print(None)
 def fill():
     torch.empty(100 * 2**20, dtype=torch.uint8).fill_(1)
-for _ in range(4):
+for _ in range(20):  # what alignment cuts off a block keeps it from fitting again, until the cache for it is full
     fill()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 fill()
