@@ -9,6 +9,7 @@ from pointlib.tensor import PointTensor, SparseTensor
 
 if TYPE_CHECKING:
     from pointlib.deploy import load_predictor
+    from pointlib.ops.tune import tune
 
 __version__ = "0.1.0"
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "list_models",
     "load_predictor",
     "model_info",
+    "tune",
 ]
 
 
@@ -27,4 +29,8 @@ def __getattr__(name: str) -> Any:
         from pointlib.deploy import load_predictor
 
         return load_predictor
+    if name == "tune":
+        from pointlib.ops.tune import tune
+
+        return tune
     raise AttributeError(f"module 'pointlib' has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Writing files so that a reader, a kill or a full disk never leaves half of one under the final name."""
+"""Where caches go, and writing files so that a reader, a kill or a full disk never leaves half of one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ import contextlib
 import os
 import secrets
 from pathlib import Path
+
+
+def cache_folder() -> Path:
+    """Folder of what can be made again: compiled kernels and tuned choices. It may not exist yet.
+
+    POINTLIB_CACHE names it; else it is `pointlib` in XDG_CACHE_HOME or in ~/.cache.
+    """
+    named = os.environ.get("POINTLIB_CACHE")
+    if named:
+        return Path(named)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pointlib"
 
 
 def write_file(path: str | os.PathLike[str], content: bytes | memoryview | str) -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pointlib.ops import _cpu
-from pointlib.ops.dataflow import TILE_ROWS, Dataflow, MapStatistics, choose_dataflow
+from pointlib.ops.dataflow import TILE_ROWS, Dataflow, MapStatistics, cpu_dataflow
 from pointlib.ops.kernel_map import ConvSpec, build_kernel_map
 from pointlib.ops.sparse_conv import sparse_conv
 from tests import oracles
@@ -21,14 +21,14 @@ def test_tiles_are_powers_of_two_within_bounds(
 ) -> None:
     for share in (0.0, 0.01, 0.3, 1.0):
         pairs = int(share * num_out * kernel_volume)
-        rows = choose_dataflow(MapStatistics(pairs, kernel_volume, num_out), threads).tile_rows
+        rows = cpu_dataflow(MapStatistics(pairs, kernel_volume, num_out), threads).tile_rows
         assert TILE_ROWS[0] <= rows <= TILE_ROWS[1]
         assert rows & (rows - 1) == 0
 
 
 def test_rare_taps_get_larger_tiles() -> None:
     dense, sparse = (MapStatistics(int(27e5 * share), 27, 100_000) for share in (0.3, 0.05))
-    assert choose_dataflow(dense, 2).tile_rows < choose_dataflow(sparse, 2).tile_rows
+    assert cpu_dataflow(dense, 2).tile_rows < cpu_dataflow(sparse, 2).tile_rows
 
 
 def test_every_tile_size_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,6 +38,6 @@ def test_every_tile_size_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) ->
     for dtype in (torch.float32, torch.bfloat16):
         answers = []
         for rows in (64, 100, 512, 4096):
-            monkeypatch.setattr(_cpu.sparse_conv, "choose_dataflow", lambda *_, r=rows: Dataflow(r))
+            monkeypatch.setattr(_cpu.sparse_conv, "cpu_dataflow", lambda *_, r=rows: Dataflow(r))
             answers.append(sparse_conv(feats.to(dtype), weight.to(dtype), pairs))
         assert all(torch.equal(answers[0], answer) for answer in answers)

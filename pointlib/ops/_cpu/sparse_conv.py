@@ -12,7 +12,13 @@ from torch import Tensor
 
 from pointlib.ops._cpu import engine
 from pointlib.ops._cpu.composition import sparse_conv as composition
-from pointlib.ops.dataflow import MapStatistics, choose_dataflow
+from pointlib.ops.dataflow import (
+    Dataflow,
+    MapStatistics,
+    Workload,
+    cpu_dataflow,
+    tuned_dataflow,
+)
 
 DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 """As DType in csrc/kernels.h."""
@@ -79,7 +85,7 @@ def fused_sparse_conv(
     """Inputs side by side, all their taps, and what follows the sum, before it leaves the cache."""
     pairs = (in_index, out_index, offset_ptr)
     added = (scale, shift, residual)
-    return _convolve(feats, weight, *pairs, num_out, *added, negative_slope=negative_slope)
+    return convolve(feats, weight, *pairs, num_out, *added, negative_slope=negative_slope)
 
 
 def fused_sparse_conv_(*arguments: Any) -> None:
@@ -87,12 +93,12 @@ def fused_sparse_conv_(*arguments: Any) -> None:
     residual: Tensor = arguments[8]
     native = engine.LIBRARY is not None and residual.dtype == compute_dtype(residual.dtype)
     if native and residual.is_contiguous():
-        partial(_convolve, out=residual)(*arguments)
+        partial(convolve, out=residual)(*arguments)
     else:
         residual.copy_(fused_sparse_conv(*arguments))
 
 
-def _convolve(
+def convolve(
     feats: Sequence[Tensor],
     weight: Tensor,
     in_index: Tensor | None,
@@ -104,6 +110,7 @@ def _convolve(
     residual: Tensor | None,
     negative_slope: float,
     out: Tensor | None = None,
+    dataflow: Dataflow | None = None,
 ) -> Tensor:
     """Into `out` where it is given: contiguous, of the dtype that is computed in, and perhaps the residual."""
     if feats[0].dtype == torch.float64:
@@ -124,7 +131,10 @@ def _convolve(
         return out.to(feats[0].dtype)
     taps, _, c_out = weight.shape
     threads = engine.num_threads()
-    num_pairs = num_out if in_index is None else len(in_index)
+    statistics = MapStatistics(num_out if in_index is None else len(in_index), taps, num_out)
+    if dataflow is None:
+        workload = Workload("forward", dtype, ends[-1], c_out, statistics)
+        dataflow = tuned_dataflow(workload, device_name(threads)) or cpu_dataflow(statistics, threads)
     arguments = ConvArguments(
         dtype=DTYPES[dtype],
         feats=_pointers(rows),
@@ -134,7 +144,7 @@ def _convolve(
         num_out=num_out,
         c_out=c_out,
         negative_slope=negative_slope,
-        tile_rows=choose_dataflow(MapStatistics(num_pairs, taps, num_out), threads).tile_rows,
+        tile_rows=dataflow.tile_rows,
         threads=threads,
     )
     held = {
@@ -204,6 +214,11 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     if dtype == torch.bfloat16 and engine.call("pl_conv_supports", DTYPES[dtype]):
         return torch.bfloat16
     return torch.float32
+
+
+def device_name(threads: int) -> str:
+    """What choices tuned for this processor are kept under."""
+    return f"cpu {engine.INSTRUCTION_SET} {threads} threads"
 
 
 def even_channels(feats: Tensor) -> Tensor:

@@ -1,0 +1,81 @@
+"""The file that tuning writes and convolutions read: workload -> dataflow, as JSON in the user's cache folder.
+
+POINTLIB_CACHE names another folder; POINTLIB_TUNED=0 ignores the file, so that every machine decides alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pointlib.files import cache_folder, write_file
+
+Choices = dict[str, dict[str, Any]]
+"""Key of a workload -> fields of its dataflow."""
+
+FIELDS = {"tile_rows", "tile_channels", "splits", "kind"}
+
+
+def path() -> Path:
+    """Where the choices of this user are."""
+    return cache_folder() / "dataflows.json"
+
+
+@functools.cache
+def load() -> Choices:
+    """The choices, read once in a process; none where there is no file or it is to be ignored."""
+    return {} if os.environ.get("POINTLIB_TUNED") == "0" else read(path())
+
+
+def read(file: Path) -> Choices:
+    """Read choices; a file that is none is reported and passed over, for every choice can be made without it."""
+    try:
+        choices = json.loads(file.read_text(encoding="utf-8"))
+        if not isinstance(choices, dict) or any(set(c) != FIELDS for c in choices.values()):
+            raise ValueError("its entries are not dataflows")
+        return choices
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError) as error:
+        warnings.warn(
+            f"pointlib: {file} must hold tuned dataflows, got: {error}. It is ignored; delete it, and tune again with "
+            "tools/tune.py.",
+            stacklevel=2,
+        )
+        return {}
+
+
+def add(choices: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Merge choices into the file, which other processes may do at the same time, and use them from now on.
+
+    Returns:
+        The file.
+
+    Raises:
+        OSError: It cannot be written; what it held before is intact.
+    """
+    file = path()
+    with _locked(file.with_suffix(".lock")):
+        merged = {**read(file), **{key: dict(value) for key, value in choices.items()}}
+        write_file(file, json.dumps(merged, indent=1, sort_keys=True) + "\n")
+    load.cache_clear()
+    return file
+
+
+@contextlib.contextmanager
+def _locked(lock: Path) -> Iterator[None]:
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a") as file:
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system: the rename still leaves a whole file
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
