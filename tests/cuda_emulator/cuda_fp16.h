@@ -12,14 +12,10 @@ inline __half __ushort_as_half(unsigned short bits) { return {bits}; }
 
 inline float __half2float(__half value) {
   const unsigned sign = (value.bits & 0x8000u) << 16;
-  const unsigned exponent = value.bits >> 10 & 0x1fu;
-  const unsigned fraction = value.bits & 0x3ffu;
-  if (exponent == 31) return __uint_as_float(sign | 0x7f800000u | fraction << 13);
-  if (exponent == 0) {  // zero and subnormal numbers: multiples of 2^-24
-    const float magnitude = static_cast<float>(fraction) * 0x1p-24f;
-    return __uint_as_float(sign | __float_as_uint(magnitude));
-  }
-  return __uint_as_float(sign | (exponent + 112) << 23 | fraction << 13);
+  const unsigned magnitude = (value.bits & 0x7fffu) << 13;
+  if (magnitude >= 0x7c00u << 13) return __uint_as_float(sign | 0x7f800000u | magnitude);
+  // The exponents' biases differ by 112; the product is exact for subnormal numbers too.
+  return __uint_as_float(sign | __float_as_uint(__uint_as_float(magnitude) * 0x1p112f));
 }
 
 inline __half __float2half(float value) {

@@ -40,17 +40,22 @@ NUM_SMS = 4
 MAX_THREADS = 1024
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
+RUNTIME = ("launch.cpp", "scheduler.cpp", "faults.cpp", "copies.cpp", "tensor_cores.cpp")
+
 Variants = Callable[[int], Iterable[tuple[str, str]]]
 
-FLAGS = (
-    "-std=c++17 -O1 -g1 -fPIC -shared -fno-strict-aliasing -fwrapv -ffp-contract=off -fvisibility=hidden"
-    " -U_FORTIFY_SOURCE -fno-stack-protector"
-).split()
-KERNEL_FLAGS = (
-    "-fsanitize=alignment,bounds,shift-exponent -fsanitize-undefined-trap-on-error"
-    " -Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-unused-function -Wno-unused-parameter"
-    " -Wno-maybe-uninitialized -Wno-sign-compare"
-).split()
+FLAGS = [
+    *("-std=c++17", "-g1", "-fPIC", "-shared", "-fvisibility=hidden"),
+    *("-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off"),
+    *("-U_FORTIFY_SOURCE", "-fno-stack-protector"),  # both look askance at stacks that are switched
+    *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-warning-option"),
+]
+KERNEL_FLAGS = [
+    *("-O1", "-DPOINTLIB_CUDA_EMULATOR", "-include", "cuda_emulator.h"),
+    *("-fsanitize=alignment,bounds,shift-exponent", "-fsanitize-undefined-trap-on-error"),
+    *("-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-parameter"),
+    *("-Wno-maybe-uninitialized", "-Wno-sign-compare"),
+]
 """A source may say more than g++ asks for; what it warns of otherwise is a mistake on a device too."""
 
 
@@ -163,7 +168,8 @@ def build(name: str, text: str, flags: Sequence[str], folders: Sequence[Path]) -
 @functools.cache
 def runtime() -> ctypes.CDLL:
     """The runtime, whose symbols the kernels' libraries find."""
-    library = build("the emulator", '#include "runtime.cpp"\n', ["-O2", "-Wall", "-Wextra"], [HERE])
+    text = "".join(f'#include "{file}"\n' for file in RUNTIME)
+    library = build("the emulator", text, ["-O3"], [HERE])
     return ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
 
 
@@ -180,13 +186,7 @@ class Kernel:
             'extern "C" EMULATOR_API void emulated_body(void* const* arguments) {\n'
             "    emulator::call(kernel, arguments);\n}\n"
         )
-        flags = [
-            *KERNEL_FLAGS,
-            "-DPOINTLIB_CUDA_EMULATOR",
-            f"-D__CUDA_ARCH__={capability}0",
-            "-include",
-            "cuda_emulator.h",
-        ]
+        flags = [*KERNEL_FLAGS, f"-D__CUDA_ARCH__={capability}0"]
         self.path = build(f"{source}: {expression}", text, flags, [folder, HERE])
         library = ctypes.CDLL(str(self.path))
         library.emulated_kinds.restype = ctypes.POINTER(_Kind)

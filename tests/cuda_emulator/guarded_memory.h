@@ -8,36 +8,33 @@
 #include <cstdint>
 #include <cstring>
 #include <new>
-#include <vector>
 
 namespace emulator {
-
-constexpr unsigned char CANARY = 0xa5;
 
 inline size_t page_bytes() {
   static const size_t bytes = sysconf(_SC_PAGESIZE);
   return bytes;
 }
-inline size_t round_up(size_t value, size_t unit) { return (value + unit - 1) / unit * unit; }
 
-// `bytes` of memory that end at an inaccessible page and follow another. Their address is equal to
-// `alignment_of` modulo 16, so up to 15 bytes after them, and less than a page before them, exist:
-// these hold canaries.
+// `bytes` of memory between two inaccessible pages: at its end they touch the second, otherwise the
+// first. Their address is equal to `alignment_of` modulo 16, so up to 15 bytes stay on the touching
+// side, and less than a page on the other: these hold canaries.
 class Guarded {
  public:
-  Guarded(size_t bytes, uintptr_t alignment_of) : bytes_(bytes) {
-    const size_t page = page_bytes();
-    const size_t after = (16 - (alignment_of + bytes) % 16) % 16;
-    inner_ = std::max(round_up(bytes + after, page), page);
+  Guarded(size_t bytes, uintptr_t alignment_of, bool at_end, unsigned char canary)
+      : bytes_(bytes), canary_(canary) {
+    const size_t page = page_bytes(), before = alignment_of % 16;
+    const size_t after = (16 - (before + bytes) % 16) % 16;
+    inner_ = std::max((before + bytes + after + page - 1) / page * page, page);
     void* memory = mmap(nullptr, inner_ + 2 * page, PROT_READ | PROT_WRITE,
                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) throw std::bad_alloc();
     begin_ = static_cast<unsigned char*>(memory) + page;
-    data_ = begin_ + inner_ - after - bytes;
+    data_ = at_end ? begin_ + inner_ - after - bytes : begin_ + before;
     mprotect(begin_ - page, page, PROT_NONE);
     mprotect(begin_ + inner_, page, PROT_NONE);
-    memset(begin_, CANARY, data_ - begin_);
-    memset(data_ + bytes_, CANARY, after);
+    memset(begin_, canary, data_ - begin_);
+    memset(data_ + bytes, canary, begin_ + inner_ - data_ - bytes);
   }
   ~Guarded() { munmap(begin_ - page_bytes(), inner_ + 2 * page_bytes()); }
   Guarded(const Guarded&) = delete;
@@ -58,20 +55,22 @@ class Guarded {
     return byte >= data_ && byte + size <= data_ + bytes_;
   }
 
-  // First byte outside the data that was written, relative to the data; 0 where none was (0 lies
-  // inside).
+  // A byte outside the data that was written, relative to the data; 0, which lies inside, where
+  // none was.
   ptrdiff_t overwritten() const {
-    for (const unsigned char* byte = data_; byte-- > begin_;) {
-      if (*byte != CANARY) return byte - data_;
+    const ptrdiff_t first = begin_ - data_, last = first + static_cast<ptrdiff_t>(inner_);
+    for (ptrdiff_t i = -1; i >= first; --i) {
+      if (data_[i] != canary_) return i;
     }
-    for (const unsigned char* byte = data_ + bytes_; byte < begin_ + inner_; ++byte) {
-      if (*byte != CANARY) return byte - data_;
+    for (ptrdiff_t i = bytes_; i < last; ++i) {
+      if (data_[i] != canary_) return i;
     }
     return 0;
   }
 
  private:
   size_t bytes_, inner_;
+  unsigned char canary_;
   unsigned char *begin_, *data_;
 };
 
