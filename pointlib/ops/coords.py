@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops import _cpu
+from pointlib.ops._cuda import coords as cuda
 from pointlib.ops._library import LIB
 
 AXES = ("batch", "x", "y", "z")
@@ -209,6 +210,8 @@ LIB.define("unique_keys(Tensor keys) -> (Tensor, Tensor, Tensor, Tensor)")
 LIB.define("lookup_keys(Tensor query, Tensor keys) -> Tensor")
 LIB.impl("unique_keys", _cpu.coords.unique_keys, "CPU")
 LIB.impl("lookup_keys", _cpu.coords.lookup_keys, "CPU")
+LIB.impl("unique_keys", cuda.unique_keys, "CUDA")
+LIB.impl("lookup_keys", cuda.lookup_keys, "CUDA")
 
 
 @torch.library.register_fake("pointlib::unique_keys", lib=LIB)

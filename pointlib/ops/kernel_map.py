@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops import _cpu
+from pointlib.ops._cuda import kernel_map as cuda
 from pointlib.ops._library import LIB
 from pointlib.ops.coords import check_coords
 
@@ -313,6 +314,9 @@ LIB.define(
 LIB.impl("conv_sites", _cpu.kernel_map.conv_sites, "CPU")
 LIB.impl("generative_sites", _cpu.kernel_map.generative_sites, "CPU")
 LIB.impl("kernel_map", _cpu.kernel_map.kernel_map, "CPU")
+LIB.impl("conv_sites", cuda.conv_sites, "CUDA")
+LIB.impl("generative_sites", cuda.generative_sites, "CUDA")
+LIB.impl("kernel_map", cuda.kernel_map, "CUDA")
 
 
 @torch.library.register_fake("pointlib::conv_sites", lib=LIB)

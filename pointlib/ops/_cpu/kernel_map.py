@@ -29,21 +29,25 @@ class _Report(ctypes.Structure):
 
     def refuse(self) -> None:
         """Raise what the engine found wrong."""
-        from pointlib.ops.coords import KeyLayout
+        refuse(self.status, list(self.low), list(self.high))
 
-        low, high = list(self.low), list(self.high)
-        if self.status == 1:
-            raise ValueError(
-                "kernel_map: coords must be distinct, got duplicates. Merge points that share a voxel first "
-                "(pointlib.ops.voxelize, pointlib.ops.unique_coords)."
-            )
-        if self.status == 2:
-            KeyLayout.covering(low, high)
-        assert self.status == 3
+
+def refuse(status: int, low: list[int], high: list[int]) -> None:
+    """Raise for coords that repeat (1), that are too wide for keys (2) or lead beyond int32 (3)."""
+    from pointlib.ops.coords import KeyLayout
+
+    if status == 1:
         raise ValueError(
-            f"kernel_map: coords must lead to outputs that fit int32, got outputs from {low} to {high}. "
-            "Crop the points to a range or use a larger voxel size."
+            "kernel_map: coords must be distinct, got duplicates. Merge points that share a voxel first "
+            "(pointlib.ops.voxelize, pointlib.ops.unique_coords)."
         )
+    if status == 2:
+        KeyLayout.covering(low, high)
+    assert status == 3
+    raise ValueError(
+        f"kernel_map: coords must lead to outputs that fit int32, got outputs from {low} to {high}. "
+        "Crop the points to a range or use a larger voxel size."
+    )
 
 
 @engine.or_composition(composition.kernel_map)

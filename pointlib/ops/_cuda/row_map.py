@@ -13,9 +13,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
+from torch.utils.weak import WeakIdRef
 
 from pointlib.ops._cuda import engine
+from pointlib.ops._cuda.remembered import Remembered, state_of
 
 SOURCE = "row_map.cu"
 BLOCK = 256
@@ -50,19 +51,19 @@ class RowMap(NamedTuple):
 
 @dataclass
 class _Known:
-    """What was derived from one pair of index tensors, and how to tell that they are still the same."""
+    """What was derived from an out_index, and from what else."""
 
     in_index: WeakIdRef
-    state: tuple[object, ...]
+    in_state: tuple[object, ...]
     offset_ptr: Tensor
+    num_out: int
     rows: tuple[Tensor, Tensor, Tensor]
     orders: dict[int, Tensor] = field(default_factory=dict)
 
 
-_known: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""From out_index; an entry goes when that tensor goes."""
-_offsets: WeakIdKeyDictionary = WeakIdKeyDictionary()
-"""From an offset_ptr on the CPU to its copies elsewhere, with the state that was copied."""
+_known: Remembered[_Known] = Remembered()
+_offsets: Remembered[dict[torch.device, Tensor]] = Remembered()
+"""Copies of an offset_ptr on other devices."""
 
 
 def row_map(
@@ -97,6 +98,11 @@ def row_map(
     return RowMap(*known.rows, known.orders[splits], split_ptr(volume, splits))
 
 
+def is_known(in_index: Tensor, out_index: Tensor) -> bool:
+    """Whether `row_map` has the row form of these pairs already; not of their transpose."""
+    return _find(in_index, out_index) is not None
+
+
 def split_ptr(volume: int, splits: int) -> tuple[int, ...]:
     """Taps cut into ranges of equal size, as near as can be."""
     return tuple(split * volume // splits for split in range(splits + 1)) if splits else (0,)
@@ -104,39 +110,33 @@ def split_ptr(volume: int, splits: int) -> tuple[int, ...]:
 
 def device_offsets(offset_ptr: Tensor, like: Tensor) -> Tensor:
     """offset_ptr on the device of `like`, copied once and without waiting for it."""
-    copies = _offsets.setdefault(offset_ptr, {})
-    state = _state(offset_ptr)
-    known = copies.get(like.device)
-    if known is None or known[0] != state:
-        # A copy even on one device, for an entry may not keep its own key alive.
-        known = (state, offset_ptr.to(like.device, non_blocking=True, copy=True))
-        copies[like.device] = known
-    return known[1]
+    copies = _offsets.get(offset_ptr)
+    if copies is None or like.device not in copies:
+        # A copy even on one device, for what is remembered must not hold its tensor.
+        copy = offset_ptr.to(like.device, non_blocking=True, copy=True)
+        copies = _offsets.put(offset_ptr, {**(copies or {}), like.device: copy})
+    return copies[like.device]
 
 
 def remember_offsets(offset_ptr: Tensor, copy: Tensor) -> None:
     """Tell `device_offsets` of a copy that is there already."""
-    _offsets.setdefault(offset_ptr, {})[copy.device] = (_state(offset_ptr), copy)
+    _offsets.put(offset_ptr, {copy.device: copy})
 
 
-def _state(*tensors: Tensor) -> tuple[object, ...]:
-    """What changes when a tensor is written to."""
-    return tuple((t.data_ptr(), len(t), None if t.is_inference() else t._version) for t in tensors)
+def _find(in_index: Tensor, out_index: Tensor) -> _Known | None:
+    known = _known.get(out_index)
+    if known is None or known.in_index() is not in_index or known.in_state != state_of(in_index):
+        return None
+    return known
 
 
 def _remembered(in_index: Tensor, out_index: Tensor, offset_ptr: Tensor, num_out: int) -> _Known:
-    state = (*_state(in_index, out_index), num_out)
-    known = _known.get(out_index)
-    if (
-        known is None
-        or known.in_index() is not in_index
-        or known.state != state
-        or not torch.equal(known.offset_ptr, offset_ptr)
-    ):
-        rows = _rows(in_index, out_index, offset_ptr, num_out)
-        known = _Known(WeakIdRef(in_index), state, offset_ptr.clone(), rows)
-        _known[out_index] = known
-    return known
+    known = _find(in_index, out_index)
+    if known and known.num_out == num_out and torch.equal(known.offset_ptr, offset_ptr):
+        return known
+    rows = _rows(in_index, out_index, offset_ptr, num_out)
+    known = _Known(WeakIdRef(in_index), state_of(in_index), offset_ptr.clone(), num_out, rows)
+    return _known.put(out_index, known)
 
 
 def _rows(

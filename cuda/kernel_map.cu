@@ -1,0 +1,298 @@
+// Kernel maps: one search for each (x, y) column of taps, then a walk along z, the lowest field of
+// a key.
+//
+// Outputs are taken in the order of their keys. A first pass stores where each output's column
+// starts among the inputs' keys and which of its taps are there, and counts the taps block by
+// block; once the counts are summed, a second pass writes every pair to its place. The index
+// relation is in = stride * out + dilation * tap - padding.
+#include "coords.cuh"
+
+namespace pointlib {
+
+constexpr int MAX_DEPTH = 7;
+
+// Of x, y, z; pointlib/ops/_cuda/kernel_map.py passes these fields in this order.
+struct Geometry {
+  int64_t size[3], stride[3], padding[3], dilation[3];
+};
+
+__device__ inline int64_t floor_divide(int64_t value, int64_t divisor) {
+  if ((divisor & (divisor - 1)) == 0) return value >> (__ffsll(divisor) - 1);
+  return value / divisor - (value % divisor < 0);
+}
+
+// Taps that one search serves: `depth` neighbours in z, or a single one where they are not
+// neighbours. A symmetric map searches the columns before the central one and half of that; what it
+// finds is mirrored.
+struct Column {
+  int64_t x, y, z, depth, first_tap, tap_step, volume;
+  bool is_central;
+
+  __device__ Column(const int64_t (&size)[3], bool contiguous, bool symmetric, int64_t number) {
+    const int64_t parts = contiguous ? 1 : size[2], column = number / parts;
+    x = column / size[1];
+    y = column % size[1];
+    z = number % parts;
+    is_central = symmetric && column == size[0] * size[1] / 2;
+    const int64_t end = is_central ? size[2] / 2 : size[2];
+    depth = max(min(contiguous ? end : int64_t{1}, end - z), int64_t{0});
+    is_central = is_central && z == 0;
+    volume = size[0] * size[1] * size[2];
+    const bool x_fastest = volume % 2 == 1;
+    tap_step = x_fastest ? size[0] * size[1] : 1;
+    first_tap = (x_fastest ? x + size[0] * y : size[2] * column) + z * tap_step;
+  }
+  __device__ int64_t tap(int64_t i) const { return first_tap + i * tap_step; }
+  __device__ int64_t mirrored(int64_t i) const { return volume - 1 - tap(i); }
+};
+
+// For every column (the blocks' y) of every output: the place of its first input among the sorted
+// keys, and a bit for each tap that has one. counts (taps, blocks) of 0 and pairs: those of a tap
+// in a block of outputs stand behind it.
+__global__ void search_columns(const int64_t* __restrict__ in_keys, int64_t num_in,
+                               const uint64_t* __restrict__ in_bounds,
+                               const int64_t* __restrict__ out_keys, int64_t num_out,
+                               const uint64_t* __restrict__ out_bounds, int64_t size_x,
+                               int64_t size_y, int64_t size_z, int64_t stride_x, int64_t stride_y,
+                               int64_t stride_z, int64_t padding_x, int64_t padding_y,
+                               int64_t padding_z, int64_t dilation_x, int64_t dilation_y,
+                               int64_t dilation_z, int64_t symmetric, int32_t* __restrict__ starts,
+                               uint8_t* __restrict__ present, int64_t* __restrict__ counts) {
+  const int64_t size[3] = {size_x, size_y, size_z};
+  const Column column(size, dilation_z == 1, symmetric, blockIdx.y);
+  const int64_t out = global_thread();
+  int64_t start = 0;
+  uint32_t bits = 0;
+  if (out < num_out && column.depth > 0) {
+    const Box box(in_bounds);
+    const Layout layout(box);
+    int64_t at[4];
+    Layout(Box(out_bounds)).unpack(out_keys[out], at);
+    const int64_t x = stride_x * at[1] - padding_x + dilation_x * column.x;
+    const int64_t y = stride_y * at[2] - padding_y + dilation_y * column.y;
+    const int64_t z = stride_z * at[3] - padding_z + dilation_z * column.z;
+    const int64_t low = max(z, box.low[3]), high = min(z + column.depth - 1, box.high[3]);
+    if (box.holds(0, at[0]) && box.holds(1, x) && box.holds(2, y) && low <= high) {
+      const int64_t first = layout.pack(at[0], x, y, low), last = first + (high - low);
+      start = lower_bound(in_keys, num_in, first);
+      const int64_t end = min(num_in, start + column.depth);
+      for (int64_t i = start; i < end; i++) {
+        const int64_t key = __ldg(in_keys + i);
+        if (key > last) break;
+        bits |= 1u << ((key - first + low - z) % 32);
+      }
+    }
+  }
+  if (out < num_out) {
+    starts[blockIdx.y * num_out + out] = static_cast<int32_t>(start);
+    present[blockIdx.y * num_out + out] = static_cast<uint8_t>(bits);
+  }
+
+  const int64_t blocks = gridDim.x;
+  int64_t* own = counts + 1 + blockIdx.x;
+  for (int i = 0; i < column.depth; i++) {
+    const int count = __syncthreads_count(bits >> i & 1);
+    if (threadIdx.x != 0) continue;
+    own[column.tap(i) * blocks] = count;
+    if (symmetric) own[column.mirrored(i) * blocks] = count;
+  }
+  if (threadIdx.x != 0) return;
+  if (blockIdx.x == 0 && blockIdx.y == 0) counts[0] = 0;
+  if (column.is_central) {
+    const int64_t before = static_cast<int64_t>(blockIdx.x) * blockDim.x;
+    own[column.volume / 2 * blocks] = min(static_cast<int64_t>(blockDim.x), num_out - before);
+  }
+}
+
+// Writes the pairs that search_columns found to their places; `places` are the sums of its counts.
+// Blocks have as many threads as there, and share 32 bytes a warp. Orders may be null: then the
+// rows are sorted already.
+__global__ void write_pairs(const int32_t* __restrict__ in_order,
+                            const int32_t* __restrict__ out_order,
+                            const int32_t* __restrict__ starts, const uint8_t* __restrict__ present,
+                            const int64_t* __restrict__ places, int64_t num_out, int64_t size_x,
+                            int64_t size_y, int64_t size_z, int64_t contiguous, int64_t symmetric,
+                            int32_t* __restrict__ in_index, int32_t* __restrict__ out_index) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  int32_t* warp_counts = reinterpret_cast<int32_t*>(shared_memory);
+  const int64_t size[3] = {size_x, size_y, size_z};
+  const Column column(size, contiguous, symmetric, blockIdx.y);
+  const int64_t out = global_thread(), blocks = gridDim.x, at = blockIdx.y * num_out + out;
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const uint32_t bits = out < num_out ? present[at] : 0, lower = (1u << lane) - 1;
+  uint32_t votes[MAX_DEPTH];
+#pragma unroll
+  for (int i = 0; i < MAX_DEPTH; i++) {
+    if (i >= column.depth) continue;
+    votes[i] = __ballot_sync(ALL_LANES, bits >> i & 1);
+    if (lane == 0) warp_counts[warp * 8 + i] = __popc(votes[i]);
+  }
+  __syncthreads();
+  if (out >= num_out) return;
+
+  const int32_t row = out_order == nullptr ? static_cast<int32_t>(out) : out_order[out];
+  const int64_t* own = places + blockIdx.x;
+  if (column.is_central) {
+    const int64_t place = own[column.volume / 2 * blocks] + threadIdx.x;
+    in_index[place] = row;
+    out_index[place] = row;
+  }
+  int64_t found = bits == 0 ? 0 : starts[at];
+#pragma unroll
+  for (int i = 0; i < MAX_DEPTH; i++) {
+    if ((bits >> i & 1) == 0) continue;
+    int64_t rank = __popc(votes[i] & lower);
+    for (int before = 0; before < warp; before++) rank += warp_counts[before * 8 + i];
+    const int32_t source = in_order == nullptr ? static_cast<int32_t>(found) : in_order[found];
+    found++;
+    const int64_t place = own[column.tap(i) * blocks] + rank;
+    in_index[place] = source;
+    out_index[place] = row;
+    if (symmetric) {
+      const int64_t mirror = own[column.mirrored(i) * blocks] + rank;
+      in_index[mirror] = row;
+      out_index[mirror] = source;
+    }
+  }
+}
+
+// Keys of floor(in / stride), and their bounds from those of the inputs.
+__global__ void pack_floors(const int4* __restrict__ coords, int64_t rows,
+                            const uint64_t* __restrict__ in_bounds, int64_t stride_x,
+                            int64_t stride_y, int64_t stride_z, uint64_t* __restrict__ bounds,
+                            int64_t* __restrict__ keys) {
+  const int64_t row = global_thread();
+  if (row >= rows) return;
+  const int64_t stride[3] = {stride_x, stride_y, stride_z};
+  Box box(in_bounds);
+  for (int axis = 0; axis < 3; axis++) {
+    box.low[axis + 1] = floor_divide(box.low[axis + 1], stride[axis]);
+    box.high[axis + 1] = floor_divide(box.high[axis + 1], stride[axis]);
+  }
+  if (row == 0) box.store(bounds);
+  const int4 voxel = coords[row];
+  keys[row] = Layout(box).pack(voxel.x, floor_divide(voxel.y, stride_x),
+                               floor_divide(voxel.z, stride_y), floor_divide(voxel.w, stride_z));
+}
+
+// What the taps do to the coordinates of one axis: from inputs to outputs inside [begin, end), or,
+// if generative, from outputs to the inputs they read.
+struct Reach {
+  int64_t size, stride, padding, dilation, begin, end;
+  bool generative;
+
+  __device__ bool leads(int64_t at, int64_t tap, int64_t* out) const {
+    if (generative) {
+      *out = stride * at + dilation * tap - padding;
+      return true;
+    }
+    const int64_t moved = at + padding - dilation * tap;
+    *out = floor_divide(moved, stride);
+    return *out * stride == moved && *out >= begin && *out < end;
+  }
+  // Where the tap leads that is the `number`th to lead anywhere.
+  __device__ bool leads_by(int64_t at, int64_t number, int64_t* out) const {
+    for (int64_t tap = 0; tap < size; tap++) {
+      if (leads(at, tap, out) && number-- == 0) return true;
+    }
+    return false;
+  }
+};
+
+struct Reaches {
+  Reach axis[3];
+
+  // `ends`: the outputs' extent, or negative for none.
+  __device__ Reaches(const Geometry& geometry, bool generative, const int64_t (&ends)[3]) {
+    constexpr int64_t furthest = 0x7fffffffffffffff;
+    for (int i = 0; i < 3; i++) {
+      const bool bounded = ends[i] >= 0;
+      axis[i] = {geometry.size[i],
+                 geometry.stride[i],
+                 geometry.padding[i],
+                 geometry.dilation[i],
+                 bounded ? 0 : -furthest,
+                 bounded ? ends[i] : furthest,
+                 generative};
+    }
+  }
+};
+
+// Adds all that the taps reach from coords (rows, 4) to bounds (8,). Blocks share 64 bytes a warp.
+__global__ void bound_reached(const int4* __restrict__ coords, int64_t rows, int64_t size_x,
+                              int64_t size_y, int64_t size_z, int64_t stride_x, int64_t stride_y,
+                              int64_t stride_z, int64_t padding_x, int64_t padding_y,
+                              int64_t padding_z, int64_t dilation_x, int64_t dilation_y,
+                              int64_t dilation_z, int64_t generative, int64_t end_x, int64_t end_y,
+                              int64_t end_z, uint64_t* __restrict__ bounds) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  const Geometry geometry = {{size_x, size_y, size_z},
+                             {stride_x, stride_y, stride_z},
+                             {padding_x, padding_y, padding_z},
+                             {dilation_x, dilation_y, dilation_z}};
+  const Reaches reaches(geometry, generative, {end_x, end_y, end_z});
+  uint64_t own[BOUNDS] = {};
+  const int64_t threads = static_cast<int64_t>(gridDim.x) * blockDim.x;
+  for (int64_t row = global_thread(); row < rows; row += threads) {
+    const int4 voxel = coords[row];
+    const int64_t at[3] = {voxel.y, voxel.z, voxel.w};
+    uint64_t reached[BOUNDS] = {encode_low(voxel.x), 0, 0, 0, encode_high(voxel.x), 0, 0, 0};
+    bool leads = true;
+    for (int i = 0; i < 3; i++) {
+      bool leads_here = false;
+      for (int64_t tap = 0; tap < geometry.size[i]; tap++) {
+        int64_t out;
+        if (!reaches.axis[i].leads(at[i], tap, &out)) continue;
+        leads_here = true;
+        reached[1 + i] = max(reached[1 + i], encode_low(out));
+        reached[5 + i] = max(reached[5 + i], encode_high(out));
+      }
+      leads = leads && leads_here;
+    }
+    if (!leads) continue;
+    for (int i = 0; i < BOUNDS; i++) own[i] = max(own[i], reached[i]);
+  }
+  gather_bounds(own, reinterpret_cast<uint64_t*>(shared_memory), bounds);
+}
+
+// Keys (candidates, rows) of all that the taps reach, -1 where there is none; the blocks' y is the
+// candidate, and on each axis there are `most` of them.
+__global__ void pack_reached(const int4* __restrict__ coords, int64_t rows, int64_t size_x,
+                             int64_t size_y, int64_t size_z, int64_t stride_x, int64_t stride_y,
+                             int64_t stride_z, int64_t padding_x, int64_t padding_y,
+                             int64_t padding_z, int64_t dilation_x, int64_t dilation_y,
+                             int64_t dilation_z, int64_t generative, int64_t end_x, int64_t end_y,
+                             int64_t end_z, const uint64_t* __restrict__ bounds, int64_t most_y,
+                             int64_t most_z, int64_t* __restrict__ keys) {
+  const int64_t row = global_thread();
+  if (row >= rows) return;
+  const Geometry geometry = {{size_x, size_y, size_z},
+                             {stride_x, stride_y, stride_z},
+                             {padding_x, padding_y, padding_z},
+                             {dilation_x, dilation_y, dilation_z}};
+  const Reaches reaches(geometry, generative, {end_x, end_y, end_z});
+  const int4 voxel = coords[row];
+  const int64_t number = blockIdx.y;
+  int64_t x, y, z;
+  const bool leads = reaches.axis[0].leads_by(voxel.y, number / (most_y * most_z), &x) &&
+                     reaches.axis[1].leads_by(voxel.z, number / most_z % most_y, &y) &&
+                     reaches.axis[2].leads_by(voxel.w, number % most_z, &z);
+  keys[number * rows + row] = leads ? Layout(Box(bounds)).pack(voxel.x, x, y, z) : -1;
+}
+
+// Of ascending keys and the number of distinct ones up to each: the distinct ones, and their
+// voxels.
+__global__ void write_sites(const int64_t* __restrict__ keys, const int32_t* __restrict__ places,
+                            int64_t count, const uint64_t* __restrict__ bounds,
+                            int64_t* __restrict__ distinct, int4* __restrict__ coords) {
+  const int64_t i = global_thread();
+  if (i >= count || keys[i] < 0 || !is_first(keys, i)) return;
+  int64_t at[4];
+  Layout(Box(bounds)).unpack(keys[i], at);
+  const int64_t place = places[i] - 1;
+  distinct[place] = keys[i];
+  coords[place] = make_int4(static_cast<int>(at[0]), static_cast<int>(at[1]),
+                            static_cast<int>(at[2]), static_cast<int>(at[3]));
+}
+
+}  // namespace pointlib

@@ -1,0 +1,122 @@
+"""Unique and look-up of packed coordinate keys on CUDA, and the sorted keys of voxels that kernel maps search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pointlib.ops._cuda import engine
+from pointlib.ops._cuda.remembered import Remembered
+
+SOURCE = "coords.cu"
+BLOCK = 256
+WARPS = BLOCK // 32
+BOUNDS_BYTES = WARPS * 8 * 8
+"""Shared memory of the kernels that gather bounds."""
+_SIGN = 2**63
+
+
+class SortedSites(NamedTuple):
+    """Voxels in the order of their keys; see cuda/coords.cuh.
+
+    Attributes:
+        bounds: (9,) int64, what `read_bounds` reads, and whether a voxel comes twice.
+        keys: (N,) int64, ascending, in the layout of exactly these bounds.
+        order: (N,) int32, row of each key; None where row i has key i.
+    """
+
+    bounds: Tensor
+    keys: Tensor
+    order: Tensor | None
+
+
+_sites: Remembered[SortedSites] = Remembered()
+
+
+def unique_keys(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distinct keys in ascending order, the inverse, the first row of each, and how many rows hold each."""
+    count = len(keys)
+    if not count:
+        return keys.new_empty(0), keys.new_empty(0), keys.new_empty(0), keys.new_empty(0)
+    ordered, rows = torch.sort(keys, stable=True)
+    places = count_firsts(ordered, negative_is_absent=False)
+    inverse, number = torch.empty_like(keys), int(places[-1])
+    distinct, first = keys.new_empty(number), keys.new_empty(number)
+    starts = keys.new_empty(number + 1)
+    launch("write_distinct", count, ordered, rows, places, count, distinct, inverse, first, starts)
+    return distinct, inverse, first, starts.diff()
+
+
+def lookup_keys(query: Tensor, keys: Tensor) -> Tensor:
+    """Row of `keys` that holds each queried key (the first one), or -1."""
+    ordered, rows = torch.sort(keys, stable=True)
+    query, found = query.contiguous(), torch.empty_like(query)
+    launch("find_rows", len(query), query, len(query), ordered, rows, len(keys), found)
+    return found
+
+
+def sorted_sites(coords: Tensor) -> SortedSites:
+    """The voxels of (N, 4) coords, N > 0, sorted; at most once for each tensor."""
+    return _sites.get(coords) or _sites.put(coords, _sort_sites(coords))
+
+
+def remember_sorted(coords: Tensor, bounds: Tensor, keys: Tensor) -> None:
+    """Tell `sorted_sites` of voxels that are distinct and in order."""
+    _sites.put(coords, SortedSites(bounds, keys, None))
+
+
+def _sort_sites(coords: Tensor) -> SortedSites:
+    rows, coords = len(coords), aligned(coords)
+    assert rows <= torch.iinfo(torch.int32).max, "a map holds rows as int32"
+    bounds = coords.new_zeros(9, dtype=torch.int64)
+    launch("bound_voxels", rows, coords, rows, bounds, rows_per_thread=8, shared_bytes=BOUNDS_BYTES)
+    keys = coords.new_empty(rows, dtype=torch.int64)
+    launch("pack_voxels", rows, coords, rows, bounds, keys)
+    keys, indices = torch.sort(keys)
+    order = coords.new_empty(rows)
+    launch("take_order", rows, keys, indices, rows, order, bounds)
+    return SortedSites(bounds, keys, order)
+
+
+def aligned(coords: Tensor) -> Tensor:
+    """Contiguous coords whose rows can be read as one 16-byte vector each."""
+    coords = coords.contiguous()
+    return coords if coords.data_ptr() % 16 == 0 else coords.clone()
+
+
+def count_firsts(keys: Tensor, negative_is_absent: bool) -> Tensor:
+    """Number of distinct keys up to each of the ascending keys, (N,) int32."""
+    flags = keys.new_empty(len(keys), dtype=torch.int32)
+    launch("mark_firsts", len(keys), keys, len(keys), int(negative_is_absent), flags)
+    return flags.cumsum(0, dtype=torch.int32)
+
+
+def read_bounds(bounds: list[int]) -> tuple[list[int], list[int]]:
+    """Lowest and highest `[batch, x, y, z]`, inclusive, of what the kernels store; low > high for no voxel."""
+    unsigned = [value % 2**64 for value in bounds[:8]]
+    return [_SIGN - 1 - u for u in unsigned[:4]], [u - _SIGN for u in unsigned[4:]]
+
+
+def launch(
+    name: str,
+    rows: int,
+    *arguments: engine.Argument,
+    rows_per_thread: int = 1,
+    shared_bytes: int = 0,
+) -> None:
+    """Launch a kernel of coords.cu over rows."""
+    grid = engine.ceil_div(rows, BLOCK * rows_per_thread)
+    engine.launch(SOURCE, f"pointlib::{name}", grid, BLOCK, *arguments, shared_bytes=shared_bytes)
+
+
+def variants(capability: int) -> Iterator[tuple[str, str]]:
+    """Every kernel of this file, as (source, name)."""
+    del capability
+    names = (
+        *("bound_voxels", "pack_voxels", "take_order"),
+        *("mark_firsts", "write_distinct", "find_rows"),
+    )
+    yield from ((SOURCE, f"pointlib::{name}") for name in names)
