@@ -1,4 +1,4 @@
-"""Compiles what stands in cuda/ for the GPU at hand, keeps it, and launches it: the only file that knows how.
+"""Launches what stands in cuda/, on a GPU (nvrtc.py) or in the emulator of the tests.
 
 A kernel is a function template; `launch` names its file and its template arguments, and NVRTC (through cuda.core)
 compiles just that variant at its first use. What a kernel may take, here and in the emulator of tests/cuda_emulator:
@@ -94,15 +94,24 @@ def launch(
         block: Threads of a block.
         arguments: In the order of the kernel's parameters. Tensors must be contiguous and on one device.
         shared_bytes: Dynamic shared memory of a block.
+
+    Raises:
+        ValueError: The tensors are on several devices.
     """
-    sizes = grid if isinstance(grid, tuple) else (grid,)
-    if 0 in sizes:
-        return
-    x, y, z = (*sizes, 1, 1)[:3]
-    tensors = [a for a in arguments if isinstance(a, Tensor)]
-    device = tensors[0].device
-    assert all(t.is_contiguous() and t.device == device for t in tensors), kernel
-    backend().launch(source, kernel, (x, y, z), block, shared_bytes, arguments, device)
+    x, y, z = (*(grid if isinstance(grid, tuple) else (grid,)), 1, 1)[:3]
+    device = None
+    for argument in arguments:
+        if isinstance(argument, Tensor):
+            device = device or argument.device
+            if argument.device != device:
+                raise ValueError(
+                    f"{kernel}: all tensors must be on one device, got {device} and {argument.device}. Move them "
+                    "with .to(device)."
+                )
+            assert argument.is_contiguous(), kernel
+    assert device is not None, kernel
+    if x and y and z:
+        backend().launch(source, kernel, (x, y, z), block, shared_bytes, arguments, device)
 
 
 def ceil_div(value: int, divisor: int) -> int:

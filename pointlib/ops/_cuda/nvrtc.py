@@ -234,6 +234,7 @@ def _explained(error: Exception, doing: str) -> RuntimeError:
 
 
 def _index(device: torch.device) -> int:
+    assert device.type == "cuda", device
     return torch.cuda.current_device() if device.index is None else device.index
 
 
