@@ -123,7 +123,7 @@ class SparseTensor:
 
         What is cached for the points is kept with the kernel maps.
         """
-        scale = torch.tensor([1, *self.stride], device=self.device)
+        scale = torch.tensor([1, *self.stride]).to(self.device, non_blocking=True)
         points = PointTensor(self.feats, (self.coords * scale).float())
         points.cache = self.maps.point_cache(self.sites)
         return points
@@ -244,7 +244,7 @@ def _check_bounds(sites: Sites) -> None:
         return
     low, high = [0, 0, 0, 0], [-1, -1, -1, -1]
     if len(sites):
-        low, high = (bound.tolist() for bound in torch.aminmax(sites.coords, dim=0))
+        low, high = torch.stack(torch.aminmax(sites.coords, dim=0)).tolist()
     if low[0] < 0 or high[0] >= sites.batch_size or sites.batch_size < 0:
         raise ValueError(
             "SparseTensor: batch_size must be larger than every batch index, and those >= 0, "

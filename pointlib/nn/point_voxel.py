@@ -79,6 +79,6 @@ def corner_map(points: PointTensor, sites: Sites) -> TrilinearMap:
     """The voxels of `sites` around each point and their weights, computed once for each Sites object."""
     found = points.cache.get(sites)
     if found is None:
-        scaled = points.coords / points.coords.new_tensor([1, *sites.stride])
-        found = points.cache[sites] = trilinear_map(scaled, sites.coords)
+        scale = torch.tensor([1, *sites.stride]).to(points.coords, non_blocking=True)
+        found = points.cache[sites] = trilinear_map(points.coords / scale, sites.coords)
     return found

@@ -120,7 +120,7 @@ def key_layout(*coords: Tensor, margin: int = 0) -> KeyLayout:
     if not bounds:
         return KeyLayout((0, 0, 0, 0), (0, 0, 0, 0))
     stacked = torch.stack(bounds).long()
-    lower, upper = stacked[:, 0].amin(0).tolist(), stacked[:, 1].amax(0).tolist()
+    lower, upper = torch.stack([stacked[:, 0].amin(0), stacked[:, 1].amax(0)]).tolist()
     pad = (0, margin, margin, margin)
     return KeyLayout.covering(
         [low - m for low, m in zip(lower, pad, strict=True)],

@@ -7,6 +7,7 @@ Semantics follow SPVCNN (Tang et al., "Searching Efficient 3D Architectures with
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import lt
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -94,11 +95,6 @@ def voxelize(
             f"voxelize: feats must have one row per point on the points' device, got {tuple(feats.shape)} on "
             f"{feats.device} for {points.shape[0]} points on {points.device}."
         )
-    if not bool(points.isfinite().all()):
-        row = int((~points.isfinite()).any(1).nonzero()[0])
-        raise ValueError(
-            f"voxelize: points must be finite, got {points[row].tolist()} at row {row}. Drop such points first."
-        )
     if reduce not in ("mean", "sum", "max"):
         raise ValueError(f"voxelize: reduce must be 'mean', 'sum' or 'max', got {reduce!r}.")
     cells, inside = _cells(points, voxel_size, point_cloud_range)
@@ -168,9 +164,13 @@ def trilinear_map(points: Tensor, coords: Tensor) -> TrilinearMap:
     _check_points(points, "trilinear_map")
     check_coords(coords, "trilinear_map")
     base = points[:, 1:].floor()
-    cells = _to_int32(torch.cat([points[:, :1], base], 1), "trilinear_map")
+    cells = torch.cat([points[:, :1], base], 1)
     upper, lower = points[:, 1:] - base, base + 1 - points[:, 1:]
-    if not upper.any():  # points on the lattice: one corner is all there is
+    fits, between = torch.stack([_fit_int32(cells), upper.any()]).tolist()
+    if not fits:
+        raise _beyond_int32(cells, "trilinear_map")
+    cells = cells.int()
+    if not between:  # points on the lattice: one corner is all there is
         corners = cells.new_full((len(cells), 8), -1, dtype=torch.int64)
         corners[:, 0] = lookup_coords(cells, coords)
         weights = points.new_zeros(len(cells), 8)
@@ -190,7 +190,8 @@ def _corner_rows(cells: Tensor, coords: Tensor) -> Tensor:
     unique = unique_coords(cells)
     spec = ConvSpec(2, padding=0, relation="submanifold")
     pairs = build_kernel_map(coords, spec, out_coords=unique.coords).kernel_map
-    taps = torch.repeat_interleave(pairs.offset_ptr.diff()).to(cells.device)
+    sizes = pairs.offset_ptr.diff().to(cells.device, non_blocking=True)
+    taps = torch.repeat_interleave(sizes, output_size=pairs.num_pairs)
     corners = cells.new_full((len(unique.coords), 8), -1, dtype=torch.int64)
     corners[pairs.out_index.long(), taps] = pairs.in_index.long()
     return corners[unique.inverse]
@@ -207,31 +208,53 @@ def _cells(
         raise ValueError(
             f"voxelize: voxel_size must be positive, one number or (x, y, z), got {voxel_size!r}."
         )
-    size, xyz = points.new_tensor(edges), points[:, 1:]
-    inside = None
+    size, xyz, inside = _like(points, edges), points[:, 1:], None
     if point_cloud_range is not None:
-        bounds = points.new_tensor(point_cloud_range)
-        if bounds.shape != (6,) or not bool((bounds[:3] < bounds[3:]).all()):
+        bounds = tuple(point_cloud_range)
+        if len(bounds) != 6 or not all(map(lt, bounds[:3], bounds[3:])):
             raise ValueError(
                 "voxelize: point_cloud_range must be (x_min, y_min, z_min, x_max, y_max, z_max) with each minimum "
-                f"below its maximum, got {tuple(point_cloud_range)!r}."
+                f"below its maximum, got {bounds!r}."
             )
-        cells = ((xyz - bounds[:3]) / size).floor()
-        grid = ((bounds[3:] - bounds[:3]) / size).round()
+        low, high = _like(points, bounds[:3]), _like(points, bounds[3:])
+        cells = ((xyz - low) / size).floor()
+        grid = ((high - low) / size).round()
         inside = ((cells >= 0) & (cells < grid)).all(1)
         cells = torch.where(inside[:, None], cells, 0)
     else:
         cells = (xyz / size).floor()
-    return _to_int32(torch.cat([points[:, :1], cells], 1), "voxelize"), inside
+    cells = torch.cat([points[:, :1], cells], 1)
+    if not bool(points.isfinite().all() & _fit_int32(cells)):
+        raise _not_finite(points) or _beyond_int32(cells, "voxelize")
+    return cells.int(), inside
 
 
-def _to_int32(cells: Tensor, caller: str) -> Tensor:
-    if cells.numel() and not bool(cells.abs().max() < INT32_LIMIT):
-        raise ValueError(
-            f"{caller}: points must be finite and their voxel indices fit int32, got a largest index of "
-            f"{cells.abs().max().item():g}. Drop non-finite points, crop to a range or use larger voxels."
-        )
-    return cells.int()
+def _like(points: Tensor, values: Sequence[float]) -> Tensor:
+    """The values beside the points, in their dtype, without waiting for the copy."""
+    return torch.tensor(values, dtype=points.dtype).to(points.device, non_blocking=True)
+
+
+def _fit_int32(cells: Tensor) -> Tensor:
+    """Whether all are finite and fit, a bool beside them."""
+    return (cells.abs() < INT32_LIMIT).all()
+
+
+def _beyond_int32(cells: Tensor, caller: str) -> ValueError:
+    return ValueError(
+        f"{caller}: points must be finite and their voxel indices fit int32, got a largest index of "
+        f"{cells.abs().max().item():g}. Drop non-finite points, crop to a range or use larger voxels."
+    )
+
+
+def _not_finite(points: Tensor) -> ValueError | None:
+    """What to say of the first point that is not finite."""
+    rows = (~points.isfinite()).any(1).nonzero()
+    if not len(rows):
+        return None
+    row = int(rows[0])
+    return ValueError(
+        f"voxelize: points must be finite, got {points[row].tolist()} at row {row}. Drop such points first."
+    )
 
 
 def _check_points(points: Tensor, caller: str) -> None:
