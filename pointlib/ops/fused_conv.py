@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops import _cpu
+from pointlib.ops._cuda import sparse_conv as cuda
 from pointlib.ops._library import LIB
 from pointlib.ops.kernel_map import KernelMap
 
@@ -115,6 +116,8 @@ LIB.define(
 LIB.define(f"fused_sparse_conv_({_CONV}, Tensor(a!) residual, float negative_slope) -> ()")
 LIB.impl("fused_sparse_conv", _cpu.sparse_conv.fused_sparse_conv, "CPU")
 LIB.impl("fused_sparse_conv_", _cpu.sparse_conv.fused_sparse_conv_, "CPU")
+LIB.impl("fused_sparse_conv", cuda.fused_sparse_conv, "CUDA")
+LIB.impl("fused_sparse_conv_", cuda.fused_sparse_conv_, "CUDA")
 
 
 @torch.library.register_fake("pointlib::fused_sparse_conv", lib=LIB)

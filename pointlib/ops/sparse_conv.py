@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops import _cpu
+from pointlib.ops._cuda import sparse_conv as cuda
 from pointlib.ops._library import LIB
 from pointlib.ops.kernel_map import KernelMap
 
@@ -104,6 +105,8 @@ LIB.define(
 )
 LIB.impl("sparse_conv", _cpu.sparse_conv.sparse_conv, "CPU")
 LIB.impl("sparse_conv_grad_weight", _cpu.sparse_conv.sparse_conv_grad_weight, "CPU")
+LIB.impl("sparse_conv", cuda.sparse_conv, "CUDA")
+LIB.impl("sparse_conv_grad_weight", cuda.sparse_conv_grad_weight, "CUDA")
 
 
 @torch.library.register_fake("pointlib::sparse_conv", lib=LIB)

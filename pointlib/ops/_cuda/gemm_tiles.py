@@ -1,0 +1,233 @@
+"""Tiles of the implicit GEMM: which there are, what each is called and needs, and which suits a convolution.
+
+What stands here says again what cuda/implicit_gemm.cu computes from the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from pointlib.ops._cuda.engine import ceil_div
+from pointlib.ops._cuda.tiles import TYPES
+from pointlib.ops.dataflow import MapStatistics
+
+WARPS = {
+    (128, 128): (4, 2),
+    (128, 64): (4, 1),
+    (64, 128): (2, 2),
+    (64, 96): (2, 2),
+    (64, 64): (2, 2),
+    (32, 64): (2, 2),
+    (128, 32): (4, 1),
+    (64, 32): (4, 1),
+}
+"""(output rows, output channels) of a tile -> how its warps lie, on tensor cores."""
+EXACT_WARPS = {
+    torch.float32: {(128, 64): (4, 2), (64, 64): (2, 2), (64, 32): (2, 1)},
+    torch.float64: {(64, 32): (2, 2)},
+}
+"""The same without them."""
+MAX_SPLITS = 4
+MAX_CANDIDATES = 6
+
+CYCLES_PER_BLOCK = 2500
+"""To find its rows and their first neighbours, and to write."""
+CYCLES_PER_STEP = 60
+"""Barrier and addresses of one slice."""
+WARPS_AT_ONCE = 16
+"""On a multiprocessor: its blocks wait at different times, so they share those two."""
+CYCLES_PER_LAUNCH = 3000
+BYTES_PER_CYCLE = 48
+"""Of a multiprocessor, from the cache that all of them share."""
+
+
+@dataclass(frozen=True)
+class GemmTile:
+    """What a block does at a time.
+
+    Attributes:
+        rows: Output rows.
+        cols: Output channels.
+        slice_bytes: Of the input channels that are multiplied at a time.
+        exact: By fused multiply-add, not on tensor cores.
+    """
+
+    rows: int
+    cols: int
+    slice_bytes: int = 64
+    exact: bool = False
+
+    def warps(self, dtype: torch.dtype) -> tuple[int, int]:
+        """How the block's warps lie over its rows and channels."""
+        return (EXACT_WARPS[dtype] if self.exact else WARPS)[self.rows, self.cols]
+
+    def threads(self, dtype: torch.dtype) -> int:
+        """Of the block."""
+        down, across = self.warps(dtype)
+        return 32 * down * across
+
+    def stages(self, capability: int) -> int:
+        """Slices in shared memory: those under way, and the one that is multiplied."""
+        if capability < 80:
+            return 2
+        return 3 if self.slice_bytes == 128 else 4
+
+    def shared_bytes(self, dtype: torch.dtype, capability: int) -> int:
+        """Of the block."""
+        depth = self.slice_bytes // dtype.itemsize
+        stage = self.rows * self.slice_bytes + depth * self.cols * dtype.itemsize
+        sums = self.rows * (self.cols + 8) * max(dtype.itemsize, 4)
+        row_tile = 4 * (self.rows + 32 * self.rows + self.rows + 1)
+        return max(self.stages(capability) * stage, sums) + row_tile
+
+    def kernel(self, dtype: torch.dtype, capability: int, width: int) -> str:
+        """Its name expression. `width`: bytes that features are copied by."""
+        name = TYPES[dtype]
+        math = "Tf32" if dtype == torch.float32 else f"TensorCores<{name}>"
+        shape = (self.rows, self.cols, self.slice_bytes // dtype.itemsize)
+        numbers = (*shape, *self.warps(dtype), self.stages(capability), width)
+        math = f"Exact<{name}>" if self.exact else math
+        return f"pointlib::implicit_gemm<pointlib::{math}, {', '.join(map(str, numbers))}>"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one convolution is carried out.
+
+    Attributes:
+        tile: Of a block.
+        splits: Launches that share the taps, each with rows in an order of its own; 0 for one, rows in place.
+    """
+
+    tile: GemmTile
+    splits: int = 1
+
+
+def copy_width(dtype: torch.dtype, channels: Sequence[int]) -> int:
+    """Bytes that rows of features are copied by, 16, 8 or 4: the most that every row begins at a multiple of.
+
+    Odd numbers of 2-byte channels count as 16, for such rows are padded.
+    """
+    rows = [c * dtype.itemsize for c in channels if c * dtype.itemsize % 4 == 0]
+    return next(width for width in (16, 8, 4) if all(row % width == 0 for row in rows))
+
+
+def tiles(dtype: torch.dtype, exact: bool, width: int, capability: int) -> Iterator[GemmTile]:
+    """All that a kernel exists for; one, where features are copied by less than 16 bytes."""
+    shapes = EXACT_WARPS[dtype] if exact else WARPS
+    if width < 16:
+        shape = (64, 64) if (64, 64) in shapes else (64, 32)
+        yield GemmTile(*shape, exact=exact)
+        return
+    for rows, cols in shapes:
+        if capability < 80 and (rows, cols) == (128, 128):
+            continue  # its sums alone take more than the shared memory
+        yield GemmTile(rows, cols, exact=exact)
+        if cols == 32 and not exact:
+            yield GemmTile(rows, cols, 32)
+        elif (rows, cols) != (128, 128) and not exact and capability >= 80:
+            yield GemmTile(rows, cols, 128)
+
+
+def redundancy(statistics: MapStatistics, rows: int, splits: int) -> float:
+    """Products that tiles of `rows` carry out for each one that is needed.
+
+    Fitted to maps of LiDAR scans (SemanticKITTI, nuScenes, Waymo; 3^3 taps): 2.0 for 128 sorted rows, 1.4 in two
+    splits, 1.2 in three; 1.6 for 32 rows.
+    """
+    dense = 1 / max(statistics.density, 1e-9)
+    if splits == 0:
+        return max(1.0, 0.7 * dense)
+    return min(1 + (rows / 128) ** 0.5 / splits**1.6, max(dense, 1.0))
+
+
+def products_per_cycle(dtype: torch.dtype, exact: bool, capability: int) -> int:
+    """Of a multiprocessor, at most. The large devices, of every generation, have twice the small ones'."""
+    large = capability in (80, 90, 100)
+    if dtype == torch.float64:
+        return 32 if large else 2
+    if exact:
+        return 64 if capability <= 80 else 128
+    return (1024 if large else 512) * 2 // dtype.itemsize
+
+
+def cost(
+    plan: Plan,
+    statistics: MapStatistics,
+    dtype: torch.dtype,
+    channels: Sequence[int],
+    c_out: int,
+    capability: int,
+    num_sms: int,
+) -> float:
+    """What the prior expects of a plan, in cycles."""
+    tile, launches = plan.tile, max(plan.splits, 1)
+    taps_needed = statistics.num_pairs / max(statistics.num_out, 1)
+    taps = taps_needed * redundancy(statistics, tile.rows, plan.splits)
+    multiplied = taps_needed * redundancy(
+        statistics, tile.rows if tile.exact else 16, plan.splits
+    )  # tensor cores skip sixteen rows that lack a tap
+    slices = sum(ceil_div(c * dtype.itemsize, tile.slice_bytes) for c in channels)
+    products = multiplied * tile.rows * tile.cols * slices * tile.slice_bytes / dtype.itemsize
+    moved = taps_needed * tile.rows * sum(channels) * dtype.itemsize
+    moved += taps * tile.cols * slices * tile.slice_bytes
+    moved += tile.rows * tile.cols * (dtype.itemsize + 8 * (launches - 1))
+    rate = products_per_cycle(dtype, tile.exact, capability)
+    waiting = taps * slices * CYCLES_PER_STEP + launches * CYCLES_PER_BLOCK
+    waiting *= tile.threads(dtype) / (32 * WARPS_AT_ONCE)
+    block = max(products / rate, moved / BYTES_PER_CYCLE) + waiting
+    blocks = ceil_div(statistics.num_out, tile.rows) * ceil_div(c_out, tile.cols)
+    return ceil_div(blocks, num_sms) * block + launches * CYCLES_PER_LAUNCH
+
+
+def candidate_plans(
+    statistics: MapStatistics,
+    dtype: torch.dtype,
+    channels: Sequence[int],
+    c_out: int,
+    exact: bool,
+    capability: int,
+    num_sms: int,
+) -> list[Plan]:
+    """The plans worth timing, at most six, best first by the prior.
+
+    Args:
+        statistics: Of the kernel map.
+        dtype: That is multiplied.
+        channels: Input channels of each feature matrix.
+        c_out: Output channels.
+        exact: By fused multiply-add, not on tensor cores.
+        capability: Compute capability, 75 to 120.
+        num_sms: Multiprocessors of the device.
+    """
+    most = min(MAX_SPLITS, statistics.kernel_volume) if statistics.kernel_volume > 1 else 0
+    width = copy_width(dtype, channels)
+    plans = [
+        Plan(tile, splits)
+        for tile in tiles(dtype, exact, width, capability)
+        for splits in range(most + 1)
+    ]
+    sizes = (statistics, dtype, channels, c_out, capability, num_sms)
+    return sorted(plans, key=lambda plan: cost(plan, *sizes))[:MAX_CANDIDATES]
+
+
+def choose_plan(
+    statistics: MapStatistics,
+    dtype: torch.dtype,
+    channels: Sequence[int],
+    c_out: int,
+    exact: bool,
+    capability: int,
+    num_sms: int,
+) -> Plan:
+    """The prior's first candidate.
+
+    Example:
+        >>> scan = MapStatistics(num_pairs=286_000, kernel_volume=27, num_out=94_625)
+        >>> choose_plan(scan, torch.float16, [96], 96, False, capability=90, num_sms=132)
+        Plan(tile=GemmTile(rows=64, cols=96, slice_bytes=64, exact=False), splits=2)
+    """
+    return candidate_plans(statistics, dtype, channels, c_out, exact, capability, num_sms)[0]
