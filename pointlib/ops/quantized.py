@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops import _cpu
+from pointlib.ops._cuda import quantized as cuda
 from pointlib.ops._library import LIB
 from pointlib.ops.kernel_map import KernelMap
 
@@ -109,8 +110,8 @@ def quantize_weight(weight: Tensor) -> QuantizedWeight:
 def pack_int8_weight(weight: Tensor) -> Tensor:
     """Lay a weight out for `sparse_conv_int8`, once instead of at each call.
 
-    The layout belongs to the instruction set in use and may change between versions: keep it in memory, store the int8
-    weight.
+    The layout belongs to the instruction set in use, or to CUDA where the weight is there, and may change between
+    versions: keep it in memory, store the int8 weight.
 
     Args:
         weight: (K, C_in, C_out) int8.
@@ -158,8 +159,8 @@ def sparse_conv_int8(
         (num_out, C_out) of out_dtype.
 
     Raises:
-        RuntimeError: If a gradient is wanted, a packed weight does not fit the rest or the instruction set, or rows of
-            the kernel map lie outside.
+        RuntimeError: If a gradient is wanted, a packed weight does not fit the rest, the instruction set or the device,
+            or rows of the kernel map lie outside (on the CPU: CUDA does not look, for that would wait for the device).
         TypeError: If a dtype is another one.
         ValueError: If a shape does not fit the others or the kernel map, or K * C_in exceeds MAX_PRODUCTS.
     """
@@ -282,6 +283,9 @@ LIB.define("quantize_int8(Tensor feats, float step) -> Tensor")
 LIB.impl("sparse_conv_int8", _cpu.quantized.sparse_conv_int8, "CPU")
 LIB.impl("pack_int8_weight", _cpu.quantized.pack_int8_weight, "CPU")
 LIB.impl("quantize_int8", _cpu.quantized.quantize_int8, "CPU")
+LIB.impl("sparse_conv_int8", cuda.sparse_conv_int8, "CUDA")
+LIB.impl("pack_int8_weight", cuda.pack_int8_weight, "CUDA")
+LIB.impl("quantize_int8", cuda.quantize_int8, "CUDA")
 
 
 @torch.library.register_fake("pointlib::sparse_conv_int8", lib=LIB)
@@ -305,7 +309,8 @@ def _conv_fake(
 @torch.library.register_fake("pointlib::pack_int8_weight", lib=LIB)
 def _pack_fake(weight: Tensor) -> Tensor:
     taps, c_in, c_out = map(int, weight.shape)
-    size = _cpu.quantized.packed_bytes(taps, c_in, c_out)
+    family = cuda if weight.device.type == "cuda" else _cpu.quantized
+    size = family.packed_bytes(taps, c_in, c_out)
     return weight.new_empty(size, dtype=torch.uint8)
 
 

@@ -231,5 +231,10 @@ inline float max(float a, float b) { return fmaxf(a, b); }
 inline double min(double a, double b) { return fmin(a, b); }
 inline double max(double a, double b) { return fmax(a, b); }
 
+// Rounded each, never fused: the emulator is compiled with -ffp-contract=off.
+inline float __fadd_rn(float a, float b) { return a + b; }
+inline float __fmul_rn(float a, float b) { return a * b; }
+inline float __fdiv_rn(float a, float b) { return a / b; }
+
 inline float rsqrtf(float value) { return 1.0f / sqrtf(value); }
 inline double rsqrt(double value) { return 1.0 / sqrt(value); }
