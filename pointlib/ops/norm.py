@@ -1,7 +1,7 @@
 """Batch norm over feature rows with the statistics of the batch, and the addition and activation behind it.
 
 Ioffe and Szegedy, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
-ICML 2015. On the CPU the same bits for any number of threads, and sums that do not drift with the number of rows.
+ICML 2015. On the CPU, for any number of threads, and on CUDA the same bits every run; sums do not drift with the rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from pointlib.ops._cpu import norm as cpu
 from pointlib.ops._cpu.composition import norm as composition
+from pointlib.ops._cuda import norm as cuda
 from pointlib.ops._library import LIB
 from pointlib.ops.scatter import accumulation_dtype, check_feats
 
@@ -91,6 +92,7 @@ LIB.define(
 )
 for _name in ("batch_norm", "batch_norm_backward"):
     LIB.impl(_name, getattr(cpu, _name), "CPU")
+    LIB.impl(_name, getattr(cuda, _name), "CUDA")
     LIB.impl(_name, getattr(composition, _name), "CompositeExplicitAutograd")
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cpu import pooling as cpu
+from pointlib.ops._cuda import pooling as cuda
 from pointlib.ops._library import LIB
 from pointlib.ops.kernel_map import KernelMap
 from pointlib.ops.scatter import ScatterMax, accumulation_dtype, check_feats, check_index
@@ -104,8 +105,9 @@ LIB.define("pool_sum(Tensor feats, Tensor in_index, Tensor out_index, SymInt num
 LIB.define(
     "pool_max(Tensor feats, Tensor in_index, Tensor out_index, SymInt num_out) -> (Tensor, Tensor)"
 )
-LIB.impl("pool_sum", cpu.pool_sum, "CPU")
-LIB.impl("pool_max", cpu.pool_max, "CPU")
+for _device, _functions in (("CPU", cpu), ("CUDA", cuda)):
+    LIB.impl("pool_sum", _functions.pool_sum, _device)
+    LIB.impl("pool_max", _functions.pool_max, _device)
 
 
 @torch.library.register_fake("pointlib::pool_sum", lib=LIB)

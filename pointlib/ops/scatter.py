@@ -1,7 +1,8 @@
 """Reductions of feature rows by index, and the gathers that undo them.
 
 One rule for every index here and in `pooling` and `voxelize`: a row number, or -1 for a row that goes nowhere (and, in
-a gather, comes back as zeros).
+a gather, comes back as zeros). An index that is out of range is an error at once on the CPU, and on CUDA, where nobody
+waits for it, a device assertion.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cpu import scatter as cpu
+from pointlib.ops._cuda import scatter as cuda
 from pointlib.ops._library import LIB
 
 
@@ -154,6 +156,7 @@ LIB.define("scatter_elements(Tensor src, Tensor index, SymInt num_rows) -> Tenso
 LIB.define("gather_elements(Tensor src, Tensor index) -> Tensor")
 for _name in ("scatter_sum", "gather_rows", "scatter_max", "scatter_elements", "gather_elements"):
     LIB.impl(_name, getattr(cpu, _name), "CPU")
+    LIB.impl(_name, getattr(cuda, _name), "CUDA")
 
 
 @torch.library.register_fake("pointlib::scatter_sum", lib=LIB)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cpu import voxelize as cpu
+from pointlib.ops._cuda import voxelize as cuda
 from pointlib.ops._library import LIB
 from pointlib.ops.coords import check_coords, lookup_coords, unique_coords
 from pointlib.ops.kernel_map import ConvSpec, build_kernel_map
@@ -270,8 +271,9 @@ LIB.define("devoxelize(Tensor feats, Tensor index, Tensor weights) -> Tensor")
 LIB.define(
     "devoxelize_transpose(Tensor grad, Tensor index, Tensor weights, SymInt num_rows) -> Tensor"
 )
-LIB.impl("devoxelize", cpu.devoxelize, "CPU")
-LIB.impl("devoxelize_transpose", cpu.devoxelize_transpose, "CPU")
+for _device, _functions in (("CPU", cpu), ("CUDA", cuda)):
+    LIB.impl("devoxelize", _functions.devoxelize, _device)
+    LIB.impl("devoxelize_transpose", _functions.devoxelize_transpose, _device)
 
 
 @torch.library.register_fake("pointlib::devoxelize", lib=LIB)

@@ -1,0 +1,143 @@
+"""Batch norm in training on CUDA: sums block of rows by block, then over the blocks in order and in float64."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pointlib.ops._cuda import engine
+from pointlib.ops._cuda.rows import BLOCK, ELEMENTS, accumulator, feature_layout, widest
+
+SOURCE = "norm.cu"
+ROWS_OF_GROUP = 8
+"""Rows of a group of threads, unless there are so many that MAX_BLOCKS blocks take more each."""
+MAX_BLOCKS = 1024
+FINISH_CHANNELS = 8
+"""Channels of a block, as in norm.cu."""
+_SUMS = {torch.float32: "float", torch.float64: "double"}
+
+
+def batch_norm(
+    feats: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The layer's output, and the mean and biased variance of each channel."""
+    feats, (rows, channels) = feats.contiguous(), feats.shape
+    added = None if residual is None else residual.contiguous()
+    scale, shift = _parameter(weight, feats), _parameter(bias, feats)
+    sums, out = accumulator(feats.dtype), torch.empty_like(feats)
+    mean, var, gain = (feats.new_empty(channels, dtype=sums) for _ in range(3))
+    if not out.numel():
+        return out, mean, var
+    share = feature_layout(channels, feats, added, out)
+    rows_per_block = _rows_per_block(rows, share.groups)
+    grid = (engine.ceil_div(rows, rows_per_block), share.columns)
+    means, squares = (feats.new_empty(grid[0], channels, dtype=sums) for _ in range(2))
+    sizes = (rows, channels, rows_per_block, share.lanes)
+    engine.launch(
+        *(SOURCE, _kernel("moments", feats.dtype, share.vector), grid, BLOCK),
+        *(feats, *sizes, means, squares),
+        shared_bytes=(2 * share.vector + 1) * BLOCK * sums.itemsize,
+    )
+    engine.launch(
+        *(SOURCE, _finish_kernel("moments", sums), _finish_grid(channels), BLOCK),
+        *(means, squares, grid[0], rows, rows_per_block, channels, scale, *_halves(eps)),
+        *(mean, var, gain),
+        shared_bytes=8 * BLOCK,
+    )
+    engine.launch(
+        *(SOURCE, _kernel("normalize", feats.dtype, share.vector), grid, BLOCK),
+        *(feats, *sizes, mean, gain, shift, added, *_halves(negative_slope), out),
+    )
+    return out, mean, var
+
+
+def batch_norm_backward(
+    grad: Tensor,
+    out: Tensor | None,
+    negative_slope: float,
+    feats: Tensor,
+    weight: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    with_residual: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of feats, weight, bias and residual (empty where none is wanted)."""
+    grad, feats = grad.to(feats.dtype).contiguous(), feats.contiguous()
+    activated = None if out is None else out.contiguous()
+    (rows, channels), sums = feats.shape, accumulator(feats.dtype)
+    grad_feats = torch.empty_like(feats)
+    grad_residual = torch.empty_like(feats) if with_residual else feats.new_empty(0)
+    grad_weight, grad_bias = (feats.new_empty(channels, dtype=sums) for _ in range(2))
+    if not feats.numel():
+        return grad_feats, grad_weight.zero_(), grad_bias.zero_(), grad_residual
+    mean, factors = mean.contiguous(), feats.new_empty(3, channels, dtype=sums)
+    passed = grad_residual if with_residual else None
+    share = feature_layout(channels, grad, activated, feats, grad_feats, passed)
+    rows_per_block = _rows_per_block(rows, share.groups)
+    grid = (engine.ceil_div(rows, rows_per_block), share.columns)
+    totals, products = (feats.new_empty(grid[0], channels, dtype=sums) for _ in range(2))
+    sizes = (rows, channels, rows_per_block, share.lanes)
+    inputs = (grad, activated, *_halves(negative_slope), feats)
+    engine.launch(
+        *(SOURCE, _kernel("grad_moments", feats.dtype, share.vector), grid, BLOCK),
+        *(*inputs, *sizes, mean, totals, products),
+        shared_bytes=2 * share.vector * BLOCK * sums.itemsize,
+    )
+    engine.launch(
+        *(SOURCE, _finish_kernel("grad_moments", sums), _finish_grid(channels), BLOCK),
+        *(totals, products, grid[0], rows, channels, _parameter(weight, feats)),
+        *(var.contiguous(), *_halves(eps), grad_weight, grad_bias, factors),
+        shared_bytes=8 * BLOCK,
+    )
+    engine.launch(
+        *(SOURCE, _kernel("grad_normalize", feats.dtype, share.vector), grid, BLOCK),
+        *(*inputs, *sizes, mean, factors, grad_feats, passed),
+    )
+    return grad_feats, grad_weight, grad_bias, grad_residual
+
+
+def _parameter(value: Tensor | None, feats: Tensor) -> Tensor | None:
+    """(C,) in the dtype that the features are summed in."""
+    return None if value is None else value.detach().to(accumulator(feats.dtype)).contiguous()
+
+
+def _rows_per_block(rows: int, groups: int) -> int:
+    """Depends on the shape alone, and so do the sums."""
+    return max(groups * ROWS_OF_GROUP, engine.ceil_div(rows, MAX_BLOCKS))
+
+
+def _finish_grid(channels: int) -> int:
+    return engine.ceil_div(channels, FINISH_CHANNELS)
+
+
+def _halves(value: float) -> tuple[float, float]:
+    """A float64 as the sum of two float32, which is how kernels take it."""
+    high = ctypes.c_float(value).value
+    return high, value - high
+
+
+def _kernel(name: str, dtype: torch.dtype, vector: int) -> str:
+    return f"pointlib::{name}<{ELEMENTS[dtype]}, {vector}>"
+
+
+def _finish_kernel(name: str, sums: torch.dtype) -> str:
+    return f"pointlib::finish_{name}<{_SUMS[sums]}>"
+
+
+def variants(capability: int) -> Iterator[tuple[str, str]]:
+    """Every kernel of this file, as (source, name)."""
+    del capability
+    for name in ("moments", "grad_moments"):
+        yield from ((SOURCE, _finish_kernel(name, sums)) for sums in _SUMS)
+    for name in ("moments", "normalize", "grad_moments", "grad_normalize"):
+        for dtype in ELEMENTS:
+            yield from ((SOURCE, _kernel(name, dtype, vector)) for vector in (1, widest(dtype)))

@@ -1,0 +1,59 @@
+"""Devoxelization on CUDA: weighted sums of a few voxel rows per point, and the transpose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from pointlib.ops._cuda import engine
+from pointlib.ops._cuda.index_check import assert_in_range, range_flag
+from pointlib.ops._cuda.rows import BLOCK, ELEMENTS, accumulator, feature_layout, widest
+from pointlib.ops._cuda.scatter import sum_rows
+
+SOURCE = "voxelize.cu"
+
+
+def devoxelize(feats: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """`sum_k weights[n, k] * feats[index[n, k]]`."""
+    if _finer(weights, feats):
+        return devoxelize(feats.double(), index, weights).to(feats.dtype)
+    feats, (points, corners) = feats.contiguous(), index.shape
+    out = feats.new_empty(points, feats.shape[1])
+    if not out.numel():
+        return out
+    flag, share = range_flag(index, len(feats)), feature_layout(feats.shape[1], feats, out)
+    factors = weights.to(accumulator(feats.dtype)).contiguous()
+    engine.launch(
+        *(SOURCE, _kernel(feats.dtype, share.vector), share.grid(points), BLOCK, feats),
+        *(*feats.shape, index.long().contiguous(), factors, points, corners, share.lanes),
+        *(out, flag),
+    )
+    assert_in_range(flag, index, len(feats), "devoxelize")
+    return out
+
+
+def devoxelize_transpose(grad: Tensor, index: Tensor, weights: Tensor, num_rows: int) -> Tensor:
+    """`out[index[n, k]] += weights[n, k] * grad[n]`."""
+    if _finer(weights, grad):
+        return devoxelize_transpose(grad.double(), index, weights, num_rows).to(grad.dtype)
+    factors = weights.to(accumulator(grad.dtype)).contiguous()
+    caller, corners = "devoxelize_transpose", max(index.shape[1], 1)
+    return sum_rows(caller, grad, None, index, num_rows, factors, each=corners)
+
+
+def _finer(weights: Tensor, feats: Tensor) -> bool:
+    """Whether float64 weights meet other features: their products are made in float64."""
+    return weights.dtype == torch.float64 and feats.dtype != torch.float64
+
+
+def _kernel(dtype: torch.dtype, vector: int) -> str:
+    return f"pointlib::devoxelize<{ELEMENTS[dtype]}, {vector}>"
+
+
+def variants(capability: int) -> Iterator[tuple[str, str]]:
+    """Every kernel of this file, as (source, name)."""
+    del capability
+    for dtype in ELEMENTS:
+        yield from ((SOURCE, _kernel(dtype, vector)) for vector in (1, widest(dtype)))
