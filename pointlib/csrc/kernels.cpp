@@ -29,11 +29,13 @@ namespace {
 
 }  // namespace
 
-const RowKernels* row_kernels();  // kernels_rows.cpp
+const RowKernels* row_kernels();            // kernels_rows.cpp
+const NeighborKernels* neighbor_kernels();  // kernels_neighbors.cpp
 
 const Kernels& table() {
-  static const Kernels kernels = {POINTLIB_NAME(POINTLIB_SET), WIDTH, FLOAT32_KERNELS,
-                                  BFLOAT16_KERNELS, row_kernels()};
+  static const Kernels kernels = {
+      POINTLIB_NAME(POINTLIB_SET), WIDTH, FLOAT32_KERNELS, BFLOAT16_KERNELS, row_kernels(),
+      neighbor_kernels()};
   return kernels;
 }
 

@@ -59,6 +59,7 @@ struct ConvKernels {
 };
 
 struct RowKernels;
+struct NeighborKernels;
 
 struct Kernels {
   const char* name;
@@ -66,6 +67,7 @@ struct Kernels {
   ConvKernels float32;
   const ConvKernels* bfloat16;  // null where the set has no bfloat16 products
   const RowKernels* rows;       // by Element, see rows_element.h
+  const NeighborKernels* neighbors;
 };
 
 // The table of the instruction set that was chosen when the library was loaded.
