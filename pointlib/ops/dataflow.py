@@ -100,17 +100,23 @@ class Dataflow:
         tile_channels: Output channels of a tile; 0 for all.
         splits: Parts that the taps are divided into, each with its own order of rows; 0 where rows stay in place.
         kind: What stays while the rest streams by.
+        slice_bytes: Of the input channels that a tile multiplies at a time; 0 for all.
     """
 
     tile_rows: int
     tile_channels: int = 0
     splits: int = 0
     kind: Kind = "output_stationary"
+    slice_bytes: int = 0
 
     def __str__(self) -> str:
-        channels = f"x{self.tile_channels}" if self.tile_channels else ""
+        name = self.kind.replace("_", " ")
+        if self.kind != "output_stationary":
+            return name
+        sizes = (self.tile_rows, self.tile_channels, self.slice_bytes)
+        tile = "x".join(str(size) for size in sizes if size)
         parts = ("", ", sorted", *(f", sorted, {n} splits" for n in (2, 3, 4)))[self.splits]
-        return f"{self.kind.replace('_', ' ')}, tile {self.tile_rows}{channels}{parts}"
+        return f"{name}, tile {tile}{parts}"
 
 
 def tuned_dataflow(workload: Workload, device: str) -> Dataflow | None:
@@ -134,7 +140,7 @@ def cpu_dataflow(statistics: MapStatistics, threads: int) -> Dataflow:
 
     Example:
         >>> cpu_dataflow(MapStatistics(345_532, 27, 91_852), threads=2)
-        Dataflow(tile_rows=1024, tile_channels=0, splits=0, kind='output_stationary')
+        Dataflow(tile_rows=1024, tile_channels=0, splits=0, kind='output_stationary', slice_bytes=0)
     """
     smallest, largest = TILE_ROWS
     wanted = PAIRS_PER_TAP / max(statistics.density, 1e-9)

@@ -10,11 +10,17 @@ from torch import Tensor
 
 from pointlib.ops import _cpu
 from pointlib.ops._cpu import engine
+from pointlib.ops._cuda import engine as cuda_engine
+from pointlib.ops._cuda import implicit_gemm, sparse_conv
+from pointlib.ops._cuda.gemm_tiles import candidate_plans, redundancy
+from pointlib.ops._cuda.row_map import row_map
 from pointlib.ops.dataflow import Dataflow, cpu_candidates
+from pointlib.ops.timing import Limits, median_seconds
 
 if TYPE_CHECKING:
-    from pointlib.ops.timing import Limits
     from pointlib.ops.tune import Call
+
+TAP_BY_TAP = (Dataflow(0, kind="fetch_on_demand"), Dataflow(0, kind="gather_scatter"))
 
 
 class Tunable(Protocol):
@@ -70,6 +76,69 @@ class _Cpu:
         return seconds
 
 
+class _Cuda:
+    """The implicit GEMM in tiles of several shapes, rows in place or sorted for one to four splits; and tap by tap."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = cuda_engine.backend().properties(device)
+        self.name = self.device.name
+
+    def candidates(self, call: Call) -> list[Dataflow]:
+        w = call.workload
+        probe = torch.empty(0, dtype=w.dtype, device=call.device)
+        few = w.c_in in implicit_gemm.SMALL_CHANNELS  # they have a kernel of their own
+        unlike = w.dtype == torch.bfloat16 and self.device.capability < 80
+        if w.operation == "grad_weight" or few or unlike:
+            return [Dataflow(0)]
+        exact = sparse_conv.is_exact(probe)
+        sizes = (w.statistics, w.dtype, [w.c_in], w.c_out, exact)
+        plans = candidate_plans(*sizes, self.device.capability, self.device.num_sms)
+        if call.pairs[0] is None:
+            return [plan.dataflow for plan in plans]
+        return [*(plan.dataflow for plan in plans[:4]), *TAP_BY_TAP]
+
+    def runner(self, call: Call) -> Callable[[Dataflow], Tensor]:
+        feats, weight = random_operands(call)
+        pairs = self._pairs(call)
+        return lambda dataflow: sparse_conv.carry_out(feats, weight, None, pairs, dataflow)
+
+    def preparation(self, call: Call, splits: int) -> float:
+        pairs = self._pairs(call)
+        if pairs.in_index is None or pairs.out_index is None or pairs.offset_ptr is None:
+            return 0.0
+        ends, offset_ptr = (pairs.in_index, pairs.out_index), pairs.offset_ptr
+
+        def prepare() -> object:  # of copies, for the row form of a map is remembered
+            copies = [index.clone() for index in ends]
+            return row_map(copies[0], copies[1], offset_ptr, pairs.num_out, splits)
+
+        prepare()
+        return median_seconds(prepare, call.device)
+
+    def predict(self, call: Call, limits: Limits) -> Callable[[Dataflow], float]:
+        """More products than needed where a tile's rows differ in their taps; more traffic where sums are stored."""
+        from pointlib.ops.tune import needed
+
+        w = call.workload
+        flops, num_bytes = needed(call)
+        sums = 4 * w.statistics.num_out * w.c_out
+
+        def seconds(dataflow: Dataflow) -> float:
+            if dataflow.kind != "output_stationary":
+                return limits.seconds(flops, num_bytes + 8 * w.statistics.num_pairs * w.c_out)
+            wasted = redundancy(w.statistics, dataflow.tile_rows, dataflow.splits)
+            return limits.seconds(
+                flops * wasted, num_bytes + 2 * sums * max(dataflow.splits - 1, 0)
+            )
+
+        return seconds
+
+    @staticmethod
+    def _pairs(call: Call) -> implicit_gemm.Pairs:
+        num_out = call.workload.statistics.num_out
+        return implicit_gemm.Pairs(*call.pairs, num_out, call.identity_tap)
+
+
 def random_operands(call: Call) -> tuple[Tensor, Tensor]:
     """Features (num_in, C_in) and a weight (K, C_in, C_out) for a call."""
     w = call.workload
@@ -87,4 +156,6 @@ def tunable_of(device: torch.device) -> Tunable:
     """
     if device.type == "cpu":
         return _Cpu()
+    if device.type == "cuda":
+        return _Cuda(device)
     raise ValueError(f"tune: the model must be on a CPU or a CUDA device, got {device}.")

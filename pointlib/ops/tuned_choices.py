@@ -19,7 +19,7 @@ from pointlib.files import cache_folder, write_file
 Choices = dict[str, dict[str, Any]]
 """Key of a workload -> fields of its dataflow."""
 
-FIELDS = {"tile_rows", "tile_channels", "splits", "kind"}
+FIELDS = {"tile_rows", "tile_channels", "splits", "kind", "slice_bytes"}
 
 
 def path() -> Path:

@@ -57,7 +57,7 @@ def test_processes_lose_nothing_of_each_other() -> None:
     body = (
         "import sys; from pointlib.ops.tuned_choices import add\n"
         "for i in range(20): add({f'{sys.argv[1]}{i}': "
-        "dict(tile_rows=64, tile_channels=0, splits=0, kind='output_stationary')})"
+        "dict(tile_rows=64, tile_channels=0, splits=0, kind='output_stationary', slice_bytes=0)})"
     )
     running = [subprocess.Popen([sys.executable, "-c", body, name]) for name in "xyz"]
     assert [process.wait(120) for process in running] == [0, 0, 0]

@@ -40,6 +40,11 @@ class Properties:
     num_sms: int
     shared_bytes: int
 
+    @property
+    def name(self) -> str:
+        """What choices tuned for such a device are kept under."""
+        return f"sm_{self.capability} {self.num_sms} multiprocessors"
+
 
 class Backend(Protocol):
     """What runs kernels: a GPU, or the emulator of the tests."""

@@ -12,7 +12,7 @@ import torch
 
 from pointlib.ops._cuda.engine import ceil_div
 from pointlib.ops._cuda.tiles import TYPES
-from pointlib.ops.dataflow import MapStatistics
+from pointlib.ops.dataflow import Dataflow, MapStatistics
 
 WARPS = {
     (128, 128): (4, 2),
@@ -26,7 +26,7 @@ WARPS = {
 }
 """(output rows, output channels) of a tile -> how its warps lie, on tensor cores."""
 EXACT_WARPS = {
-    torch.float32: {(128, 64): (4, 2), (64, 64): (2, 2), (64, 32): (2, 1)},
+    torch.float32: {(128, 64): (4, 2), (64, 64): (2, 2), (64, 32): (2, 2)},
     torch.float64: {(64, 32): (2, 2)},
 }
 """The same without them."""
@@ -37,8 +37,6 @@ CYCLES_PER_BLOCK = 2500
 """To find its rows and their first neighbours, and to write."""
 CYCLES_PER_STEP = 60
 """Barrier and addresses of one slice."""
-WARPS_AT_ONCE = 16
-"""On a multiprocessor: its blocks wait at different times, so they share those two."""
 CYCLES_PER_LAUNCH = 3000
 BYTES_PER_CYCLE = 48
 """Of a multiprocessor, from the cache that all of them share."""
@@ -68,6 +66,12 @@ class GemmTile:
         """Of the block."""
         down, across = self.warps(dtype)
         return 32 * down * across
+
+    def resident(self, dtype: torch.dtype) -> int:
+        """Blocks that share a multiprocessor, by its registers, and wait at different times."""
+        sums = 32 if self.exact else self.rows * self.cols // self.threads(dtype)
+        registers = 96 if sums <= 16 else 128 if sums <= 32 else 168
+        return 65536 // self.threads(dtype) // registers
 
     def stages(self, capability: int) -> int:
         """Slices in shared memory: those under way, and the one that is multiplied."""
@@ -105,6 +109,18 @@ class Plan:
     tile: GemmTile
     splits: int = 1
 
+    @property
+    def dataflow(self) -> Dataflow:
+        """As it is kept by tuning."""
+        tile = self.tile
+        return Dataflow(tile.rows, tile.cols, self.splits, slice_bytes=tile.slice_bytes)
+
+    @classmethod
+    def of(cls, dataflow: Dataflow, exact: bool) -> Plan:
+        """Read what tuning has kept."""
+        sizes = (dataflow.tile_rows, dataflow.tile_channels, dataflow.slice_bytes)
+        return cls(GemmTile(*sizes, exact), dataflow.splits)
+
 
 def copy_width(dtype: torch.dtype, channels: Sequence[int]) -> int:
     """Bytes that rows of features are copied by, 16, 8 or 4: the most that every row begins at a multiple of.
@@ -128,8 +144,8 @@ def tiles(dtype: torch.dtype, exact: bool, width: int, capability: int) -> Itera
         yield GemmTile(rows, cols, exact=exact)
         if cols == 32 and not exact:
             yield GemmTile(rows, cols, 32)
-        elif (rows, cols) != (128, 128) and not exact and capability >= 80:
-            yield GemmTile(rows, cols, 128)
+        elif rows * cols * dtype.itemsize < 128 * 128 * 2 and not exact and capability >= 80:
+            yield GemmTile(rows, cols, 128)  # larger ones would run out of registers
 
 
 def redundancy(statistics: MapStatistics, rows: int, splits: int) -> float:
@@ -177,8 +193,7 @@ def cost(
     moved += tile.rows * tile.cols * (dtype.itemsize + 8 * (launches - 1))
     rate = products_per_cycle(dtype, tile.exact, capability)
     waiting = taps * slices * CYCLES_PER_STEP + launches * CYCLES_PER_BLOCK
-    waiting *= tile.threads(dtype) / (32 * WARPS_AT_ONCE)
-    block = max(products / rate, moved / BYTES_PER_CYCLE) + waiting
+    block = max(products / rate, moved / BYTES_PER_CYCLE) + waiting / tile.resident(dtype)
     blocks = ceil_div(statistics.num_out, tile.rows) * ceil_div(c_out, tile.cols)
     return ceil_div(blocks, num_sms) * block + launches * CYCLES_PER_LAUNCH
 

@@ -13,7 +13,7 @@ from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.gemm_tiles import EXACT_WARPS, Plan, choose_plan, copy_width, tiles
 from pointlib.ops._cuda.row_map import RowMap, is_known, row_map
 from pointlib.ops._cuda.tiles import TYPES, on_tensor_cores, tensor_core_types
-from pointlib.ops.dataflow import MapStatistics
+from pointlib.ops.dataflow import MapStatistics, Workload, tuned_dataflow
 
 SOURCE = "implicit_gemm.cu"
 SMALL_SOURCE = "small_channels.cu"
@@ -129,8 +129,13 @@ def convolve(
     exact = not on_tensor_cores(dtype, device.capability)
     channels = [part.shape[1] for part in feats]
     if plan is None:
-        sizes = (pairs.statistics, dtype, channels, c_out, exact)
-        plan = choose_plan(*sizes, device.capability, device.num_sms)
+        workload = Workload("forward", dtype, c_in, c_out, pairs.statistics)
+        tuned = tuned_dataflow(workload, device.name)
+        if tuned is not None and tuned.kind == "output_stationary":
+            plan = Plan.of(tuned, exact)
+        else:
+            sizes = (pairs.statistics, dtype, channels, c_out, exact)
+            plan = choose_plan(*sizes, device.capability, device.num_sms)
     _launch_splits(feats, weight, pairs, epilogue, out, plan, device.capability)
     return out
 

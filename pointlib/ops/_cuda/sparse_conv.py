@@ -6,9 +6,14 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from pointlib.ops._cuda import engine
+from pointlib.ops._cuda.gemm_tiles import Plan
 from pointlib.ops._cuda.grouped_conv import grouped_conv
 from pointlib.ops._cuda.implicit_gemm import Epilogue, Pairs, convolve
+from pointlib.ops._cuda.tiles import on_tensor_cores
 from pointlib.ops._cuda.weight_grad import weight_grad
+from pointlib.ops._cuda.weight_stationary import fetch_on_demand, gather_scatter
+from pointlib.ops.dataflow import Dataflow, Workload, tuned_dataflow
 
 
 def sparse_conv(
@@ -26,7 +31,25 @@ def sparse_conv(
     if groups > 1:
         return grouped_conv(feats, weight, bias, in_index, out_index, offset_ptr, num_out, groups)
     pairs = Pairs(in_index, out_index, offset_ptr, num_out, identity_tap)
-    return convolve([feats], weight, pairs, Epilogue(shift=bias))
+    workload = Workload("forward", feats.dtype, feats.shape[1], weight.shape[2], pairs.statistics)
+    dataflow = tuned_dataflow(workload, engine.properties(feats).name)
+    return carry_out(feats, weight, bias, pairs, dataflow)
+
+
+def carry_out(
+    feats: Tensor, weight: Tensor, bias: Tensor | None, pairs: Pairs, dataflow: Dataflow | None
+) -> Tensor:
+    """Convolve by a dataflow; None leaves the choice to the prior of the implicit GEMM."""
+    if dataflow is not None and dataflow.kind != "output_stationary":
+        tap_by_tap = fetch_on_demand if dataflow.kind == "fetch_on_demand" else gather_scatter
+        return tap_by_tap(feats, weight, bias, *pairs[:4])
+    plan = None if dataflow is None else Plan.of(dataflow, is_exact(feats))
+    return convolve([feats], weight, pairs, Epilogue(shift=bias), plan=plan)
+
+
+def is_exact(feats: Tensor) -> bool:
+    """Whether features are multiplied by fused multiply-add and not on tensor cores."""
+    return not on_tensor_cores(feats.dtype, engine.properties(feats).capability)
 
 
 def sparse_conv_grad_weight(
