@@ -84,7 +84,7 @@ __global__ void search_columns(const int64_t* __restrict__ in_keys, int64_t num_
     }
   }
   if (out < num_out) {
-    starts[blockIdx.y * num_out + out] = static_cast<int32_t>(start);
+    if (bits != 0) starts[blockIdx.y * num_out + out] = static_cast<int32_t>(start);
     present[blockIdx.y * num_out + out] = static_cast<uint8_t>(bits);
   }
 

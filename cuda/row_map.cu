@@ -58,28 +58,42 @@ __global__ void place_neighbours(const int32_t* __restrict__ in_index,
 }
 
 // What rows are sorted by, ascending: the Gray rank of the taps that a row has in a split, largest
-// rank first, since rows of many taps should not be the last to start. The blocks' y is the split,
-// of taps [y * volume / splits, (y + 1) * volume / splits). Neighbours in Gray order differ in few
-// taps. Where Key has fewer bits than the split has taps, each bit stands for `fold` taps in a row
-// and says whether there is any of them.
+// rank first, since rows of many taps should not be the last to start. Neighbours in Gray order
+// differ in few taps, and seldom in the highest bits; so those stand for the rarest taps, which a
+// tile pays for most. The blocks' y is the split, of taps [y * volume / splits,
+// (y + 1) * volume / splits), and they share 8 bytes a tap. Where Key has fewer bits than the split
+// has taps, each bit stands for `fold` taps that are about as rare and says whether there is any.
 template <class Key, class Bits>
 __global__ void rank_rows(const uint32_t* __restrict__ mask, int64_t rows, int64_t words,
-                          int64_t volume, int64_t splits, int64_t fold, Key* __restrict__ keys) {
+                          const int64_t* __restrict__ offsets, int64_t volume, int64_t splits,
+                          int64_t fold, Key* __restrict__ keys) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
   const int64_t row = global_thread(), split = blockIdx.y;
-  if (row >= rows) return;
   const int64_t first = split * volume / splits, end = (split + 1) * volume / splits;
+  const int width = static_cast<int>(end - first);
+  int32_t* pairs = reinterpret_cast<int32_t*>(shared_memory);
+  int32_t* bit = pairs + width;
+  for (int tap = threadIdx.x; tap < width; tap += blockDim.x) {
+    pairs[tap] = static_cast<int32_t>(offsets[first + tap + 1] - offsets[first + tap]);
+  }
+  __syncthreads();
+  for (int tap = threadIdx.x; tap < width; tap += blockDim.x) {
+    int more = 0;
+    for (int other = 0; other < width; other++) {
+      more += pairs[other] > pairs[tap] || (pairs[other] == pairs[tap] && other < tap);
+    }
+    bit[tap] = more / static_cast<int32_t>(fold);
+  }
+  __syncthreads();
+  if (row >= rows) return;
+
   uint64_t taps = 0;
   for (int64_t word = first / 32; word * 32 < end; word++) {
     uint32_t left = mask[row * words + word];
     if (word * 32 < first) left &= ~0u << (first % 32);
     if (end - word * 32 < 32) left &= (1u << (end % 32)) - 1;
-    if (fold == 1) {
-      const int64_t at = word * 32 - first;
-      taps |= at < 0 ? static_cast<uint64_t>(left) >> -at : static_cast<uint64_t>(left) << at;
-      continue;
-    }
     for (; left != 0; left &= left - 1) {
-      taps |= uint64_t{1} << ((word * 32 + __ffs(left) - 1 - first) / fold);
+      taps |= uint64_t{1} << bit[word * 32 + __ffs(static_cast<int>(left)) - 1 - first];
     }
   }
   Bits rank = static_cast<Bits>(taps);

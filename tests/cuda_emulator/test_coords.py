@@ -13,8 +13,9 @@ from pointlib.ops import _cpu
 from pointlib.ops._cuda import coords as cuda
 from pointlib.ops.coords import key_layout, pack_coords, unpack_coords
 from tests import oracles
+from tests.cuda_emulator.operators import ANY_ARCHITECTURE
 
-pytestmark = pytest.mark.usefixtures("emulator")
+pytestmark = ANY_ARCHITECTURE
 
 INT64 = torch.iinfo(torch.int64)
 SIZES = (0, 1, 2, 255, 256, 257, 1000)

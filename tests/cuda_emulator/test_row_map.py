@@ -13,8 +13,9 @@ from torch import Tensor
 from pointlib.ops._cuda import engine, row_map
 from pointlib.ops.kernel_map import ConvSpec, KernelMap, build_kernel_map
 from tests import oracles
+from tests.cuda_emulator.operators import ANY_ARCHITECTURE
 
-pytestmark = pytest.mark.usefixtures("emulator")
+pytestmark = ANY_ARCHITECTURE
 
 
 def map_of(spec: ConvSpec, count: int, extent: int | tuple[int, int, int] = 7) -> KernelMap:
@@ -36,17 +37,22 @@ def dense(kernel_map: KernelMap) -> Tensor:
     return table
 
 
-def gray_rank(taps: list[bool], fold: int) -> int:
-    """Place of a set of taps in the binary-reflected Gray code; bit i is set by any of `fold` taps from i * fold on."""
-    code = sum(
-        1 << i
-        for i in range(engine.ceil_div(len(taps), fold))
-        if any(taps[i * fold : (i + 1) * fold])
-    )
-    rank = code
-    while code := code >> 1:
-        rank ^= code
-    return rank
+def gray_ranks(present: Tensor, fold: int) -> list[int]:
+    """Place of each row's taps, (M, taps) bool, in the binary-reflected Gray code whose highest bits are the rarest
+    taps; bit i is set by any of `fold` taps from i * fold on.
+    """
+    by_rarity = present[:, torch.sort(present.sum(0), descending=True, stable=True).indices]
+    ranks = []
+    for taps in by_rarity.tolist():
+        code = sum(
+            1 << i // fold
+            for i, has in enumerate(taps)
+            if has and not any(taps[i // fold * fold : i])
+        )
+        ranks.append(code)
+        while code := code >> 1:
+            ranks[-1] ^= code
+    return ranks
 
 
 def check(kernel_map: KernelMap, splits: int) -> None:
@@ -67,8 +73,7 @@ def check(kernel_map: KernelMap, splits: int) -> None:
     assert rows.order.shape == (splits, kernel_map.num_out)
     fold = engine.ceil_div(max(widths, default=1), 64)
     for split, order in enumerate(rows.order.tolist()):
-        own = present[:, ends[split] : ends[split + 1]].tolist()
-        ranks = [gray_rank(taps, fold) for taps in own]
+        ranks = gray_ranks(present[:, ends[split] : ends[split + 1]], fold)
         assert order == sorted(range(len(ranks)), key=lambda row: -ranks[row])
 
 

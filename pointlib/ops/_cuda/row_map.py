@@ -38,7 +38,8 @@ class RowMap(NamedTuple):
         row_ptr: (num_out + 1,) int32, where the neighbours of each row start.
         neighbours: (P,) int32, input rows of the set bits, in tap order. That of row r at tap k is
             `neighbours[row_ptr[r] + popcount(bits of r below k)]`.
-        order: (splits, num_out) int32, rows by the Gray rank of their mask in each split's taps, largest first.
+        order: (splits, num_out) int32, rows by the Gray rank of their mask in each split's taps, largest first; the
+            rarest tap of a split is its highest bit.
         split_ptr: Split s has the taps `split_ptr[s]:split_ptr[s + 1]`.
     """
 
@@ -94,7 +95,7 @@ def row_map(
         raise ValueError(f"row_map: splits must be 0 to {volume} for {volume} taps, got {splits}.")
     known = _remembered(in_index, out_index, offset_ptr, num_out)
     if splits not in known.orders:
-        known.orders[splits] = _gray_order(known.rows[0], volume, splits)
+        known.orders[splits] = _gray_order(known.rows[0], offset_ptr, splits)
     return RowMap(*known.rows, known.orders[splits], split_ptr(volume, splits))
 
 
@@ -166,9 +167,9 @@ def _rows(
     return mask, row_ptr, neighbours
 
 
-def _gray_order(mask: Tensor, volume: int, splits: int) -> Tensor:
+def _gray_order(mask: Tensor, offset_ptr: Tensor, splits: int) -> Tensor:
     """Rows by Gray rank, (splits, rows) int32. Splits of more than 64 taps are folded to 64 bits."""
-    rows, words = mask.shape
+    (rows, words), volume = mask.shape, len(offset_ptr) - 1
     if not rows or not splits:
         return mask.new_empty(splits, rows)
     width = engine.ceil_div(volume, splits)
@@ -176,8 +177,11 @@ def _gray_order(mask: Tensor, volume: int, splits: int) -> Tensor:
     bits = next(bits for bits in _KEYS if engine.ceil_div(width, fold) <= bits)
     keys = mask.new_empty(splits, rows, dtype=_KEYS[bits][0])
     grid = (engine.ceil_div(rows, BLOCK), splits)
+    offsets = device_offsets(offset_ptr, mask)
     engine.launch(
-        SOURCE, _rank_kernel(bits), grid, BLOCK, mask, rows, words, volume, splits, fold, keys
+        *(SOURCE, _rank_kernel(bits), grid, BLOCK),
+        *(mask, rows, words, offsets, volume, splits, fold, keys),
+        shared_bytes=8 * width,
     )
     return torch.sort(keys, dim=1, stable=True).indices.int()
 
