@@ -21,7 +21,7 @@ HERE = Path(__file__).resolve().parent
 RUNTIME = ("launch.cpp", "scheduler.cpp", "faults.cpp", "copies.cpp", "tensor_cores.cpp")
 
 FLAGS = [
-    *("-std=c++17", "-g1", "-fPIC", "-shared", "-fvisibility=hidden"),
+    *("-std=c++17", "-g1", "-gdwarf-4", "-fPIC", "-shared", "-fvisibility=hidden"),
     *("-fno-strict-aliasing", "-fwrapv", "-ffp-contract=off"),
     *("-U_FORTIFY_SOURCE", "-fno-stack-protector"),  # both look askance at stacks that are switched
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-warning-option"),

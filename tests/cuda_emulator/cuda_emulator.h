@@ -144,8 +144,9 @@ struct Identity {
 
 template <class T, class Update>
 T atomic(T* address, Update update) {
-  const T old = *address;
-  *address = update(old);
+  volatile T* value = address;  // so that a loop of atomics remains one
+  const T old = *value;
+  *value = update(old);
   return old;
 }
 

@@ -21,7 +21,7 @@ namespace {
 
 constexpr int TICK = SIGVTALRM;
 constexpr int CAUGHT[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, TICK};
-constexpr int SECONDS_WITHOUT_SWITCH = 3;  // of processor time
+constexpr int SECONDS_WITHOUT_SWITCH = 2;  // of processor time
 
 struct sigaction previous_actions[NSIG];
 stack_t previous_stack;

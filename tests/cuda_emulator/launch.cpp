@@ -17,7 +17,8 @@ void copy_region(const std::vector<int>& order, size_t first, size_t last, uint6
                  bool at_end) {
   const Argument* arguments = machine.launch->arguments;
   const uint64_t origin = arguments[order[first]].value;
-  const auto canary = static_cast<unsigned char>(machine.poison ^ 0x5a);
+  // Large numbers of either sign, so that a sum with what stands outside a tensor shows them.
+  const unsigned char canary = at_end ? 0x7f : 0xfe;
   auto region = std::make_unique<Guarded>(stop - origin, origin, at_end, canary);
   memcpy(region->data(), reinterpret_cast<const void*>(origin), stop - origin);
   bool writable = false;
@@ -81,7 +82,7 @@ bool agrees(const Results& first_results) {
     size_t byte = 0;
     while (expected[byte] == result_of(i)[byte]) ++byte;
     append(
-        "race, or use of uninitialised memory: argument %d, byte %zu of %zu differs between "
+        "race, or use of undefined memory: argument %d, byte %zu of %zu differs between "
         "schedules %lld and %lld",
         i, byte, expected.size(), machine.launch->seeds[0], machine.seed);
     return false;
