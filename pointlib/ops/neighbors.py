@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cpu import neighbors as cpu
+from pointlib.ops._cuda import neighbors as cuda
 from pointlib.ops._library import LIB
 from pointlib.ops.scatter import gather_rows
 from pointlib.ops.voxelize import devoxelize
@@ -306,6 +307,7 @@ LIB.define("knn(Tensor queries, Tensor points, SymInt k) -> (Tensor, Tensor)")
 LIB.define("batch_rows(Tensor index, SymInt num_rows) -> Tensor")
 for _name in ("farthest_point_sampling", "ball_query", "knn", "batch_rows"):
     LIB.impl(_name, getattr(cpu, _name), "CPU")
+    LIB.impl(_name, getattr(cuda, _name), "CUDA")
 
 
 @torch.library.register_fake("pointlib::farthest_point_sampling", lib=LIB)

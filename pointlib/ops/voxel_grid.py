@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cpu import voxel_grid as cpu
+from pointlib.ops._cuda import voxel_grid as cuda
 from pointlib.ops._library import LIB
 from pointlib.ops.neighbors import check_cloud_feats, check_planes, cloud_rows
 from pointlib.ops.scatter import accumulation_dtype
@@ -105,6 +106,7 @@ LIB.define("grid_cells(Tensor cells, SymInt resolution) -> (Tensor, Tensor)")
 LIB.define("trilinear_corners(Tensor coords, SymInt resolution) -> (Tensor, Tensor)")
 for _name in ("grid_cells", "trilinear_corners"):
     LIB.impl(_name, getattr(cpu, _name), "CPU")
+    LIB.impl(_name, getattr(cuda, _name), "CUDA")
 
 
 @torch.library.register_fake("pointlib::grid_cells", lib=LIB)
