@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cpu import boxes as cpu
+from pointlib.ops._cuda import boxes as cuda
 from pointlib.ops._library import LIB
 
 
@@ -240,6 +241,7 @@ for _name in (
     "points_in_boxes_all",
 ):
     LIB.impl(_name, getattr(cpu, _name), "CPU")
+    LIB.impl(_name, getattr(cuda, _name), "CUDA")
 
 
 @torch.library.register_fake("pointlib::box_iou", lib=LIB)
