@@ -4,10 +4,12 @@
 
 namespace pointlib {
 
-// Adds coords (rows, 4) to bounds (8,). Blocks share 64 bytes a warp.
+// Adds coords (rows, 4) to bounds (8,); only the first *live of them unless that is null. Blocks
+// share 64 bytes a warp.
 __global__ void bound_voxels(const int4* __restrict__ coords, int64_t rows,
-                             uint64_t* __restrict__ bounds) {
+                             const int64_t* __restrict__ live, uint64_t* __restrict__ bounds) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
+  if (live != nullptr) rows = min(rows, *live);
   uint64_t own[BOUNDS] = {};
   const int64_t stride = static_cast<int64_t>(gridDim.x) * blockDim.x;
   for (int64_t row = global_thread(); row < rows; row += stride) {

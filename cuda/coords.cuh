@@ -45,9 +45,10 @@ struct Box {
 struct Layout {
   int64_t lower[4];
   int shift[4];
+  int bits;
 
   __device__ explicit Layout(const Box& box) {
-    int bits = 0;
+    bits = 0;
     for (int axis = 3; axis >= 0; axis--) {
       lower[axis] = box.low[axis];
       shift[axis] = min(bits, 63);

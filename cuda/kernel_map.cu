@@ -5,45 +5,13 @@
 // starts among the inputs' keys and which of its taps are there, and counts the taps block by
 // block; once the counts are summed, a second pass writes every pair to its place. The index
 // relation is in = stride * out + dilation * tap - padding.
-#include "coords.cuh"
+#include "kernel_map.cuh"
 
 namespace pointlib {
-
-constexpr int MAX_DEPTH = 7;
 
 // Of x, y, z; pointlib/ops/_cuda/kernel_map.py passes these fields in this order.
 struct Geometry {
   int64_t size[3], stride[3], padding[3], dilation[3];
-};
-
-__device__ inline int64_t floor_divide(int64_t value, int64_t divisor) {
-  if ((divisor & (divisor - 1)) == 0) return value >> (__ffsll(divisor) - 1);
-  return value / divisor - (value % divisor < 0);
-}
-
-// Taps that one search serves: `depth` neighbours in z, or a single one where they are not
-// neighbours. A symmetric map searches the columns before the central one and half of that; what it
-// finds is mirrored.
-struct Column {
-  int64_t x, y, z, depth, first_tap, tap_step, volume;
-  bool is_central;
-
-  __device__ Column(const int64_t (&size)[3], bool contiguous, bool symmetric, int64_t number) {
-    const int64_t parts = contiguous ? 1 : size[2], column = number / parts;
-    x = column / size[1];
-    y = column % size[1];
-    z = number % parts;
-    is_central = symmetric && column == size[0] * size[1] / 2;
-    const int64_t end = is_central ? size[2] / 2 : size[2];
-    depth = max(min(contiguous ? end : int64_t{1}, end - z), int64_t{0});
-    is_central = is_central && z == 0;
-    volume = size[0] * size[1] * size[2];
-    const bool x_fastest = volume % 2 == 1;
-    tap_step = x_fastest ? size[0] * size[1] : 1;
-    first_tap = (x_fastest ? x + size[0] * y : size[2] * column) + z * tap_step;
-  }
-  __device__ int64_t tap(int64_t i) const { return first_tap + i * tap_step; }
-  __device__ int64_t mirrored(int64_t i) const { return volume - 1 - tap(i); }
 };
 
 // For every column (the blocks' y) of every output: the place of its first input among the sorted
@@ -61,37 +29,25 @@ __global__ void search_columns(const int64_t* __restrict__ in_keys, int64_t num_
   const int64_t size[3] = {size_x, size_y, size_z};
   const Column column(size, dilation_z == 1, symmetric, blockIdx.y);
   const int64_t out = global_thread();
-  int64_t start = 0;
-  uint32_t bits = 0;
+  Found found = {0, 0};
   if (out < num_out && column.depth > 0) {
-    const Box box(in_bounds);
-    const Layout layout(box);
     int64_t at[4];
     Layout(Box(out_bounds)).unpack(out_keys[out], at);
-    const int64_t x = stride_x * at[1] - padding_x + dilation_x * column.x;
-    const int64_t y = stride_y * at[2] - padding_y + dilation_y * column.y;
-    const int64_t z = stride_z * at[3] - padding_z + dilation_z * column.z;
-    const int64_t low = max(z, box.low[3]), high = min(z + column.depth - 1, box.high[3]);
-    if (box.holds(0, at[0]) && box.holds(1, x) && box.holds(2, y) && low <= high) {
-      const int64_t first = layout.pack(at[0], x, y, low), last = first + (high - low);
-      start = lower_bound(in_keys, num_in, first);
-      const int64_t end = min(num_in, start + column.depth);
-      for (int64_t i = start; i < end; i++) {
-        const int64_t key = __ldg(in_keys + i);
-        if (key > last) break;
-        bits |= 1u << ((key - first + low - z) % 32);
-      }
-    }
+    found = find_column(in_keys, num_in, Box(in_bounds), at[0],
+                        stride_x * at[1] - padding_x + dilation_x * column.x,
+                        stride_y * at[2] - padding_y + dilation_y * column.y,
+                        stride_z * at[3] - padding_z + dilation_z * column.z, column.depth);
   }
   if (out < num_out) {
-    if (bits != 0) starts[blockIdx.y * num_out + out] = static_cast<int32_t>(start);
-    present[blockIdx.y * num_out + out] = static_cast<uint8_t>(bits);
+    const int64_t at = blockIdx.y * num_out + out;
+    if (found.bits != 0) starts[at] = static_cast<int32_t>(found.start);
+    present[at] = static_cast<uint8_t>(found.bits);
   }
 
   const int64_t blocks = gridDim.x;
   int64_t* own = counts + 1 + blockIdx.x;
   for (int i = 0; i < column.depth; i++) {
-    const int count = __syncthreads_count(bits >> i & 1);
+    const int count = __syncthreads_count(found.bits >> i & 1);
     if (threadIdx.x != 0) continue;
     own[column.tap(i) * blocks] = count;
     if (symmetric) own[column.mirrored(i) * blocks] = count;
@@ -164,11 +120,7 @@ __global__ void pack_floors(const int4* __restrict__ coords, int64_t rows,
   const int64_t row = global_thread();
   if (row >= rows) return;
   const int64_t stride[3] = {stride_x, stride_y, stride_z};
-  Box box(in_bounds);
-  for (int axis = 0; axis < 3; axis++) {
-    box.low[axis + 1] = floor_divide(box.low[axis + 1], stride[axis]);
-    box.high[axis + 1] = floor_divide(box.high[axis + 1], stride[axis]);
-  }
+  const Box box = floor_box(in_bounds, stride);
   if (row == 0) box.store(bounds);
   const int4 voxel = coords[row];
   keys[row] = Layout(box).pack(voxel.x, floor_divide(voxel.y, stride_x),

@@ -71,14 +71,21 @@ def remember_sorted(coords: Tensor, bounds: Tensor, keys: Tensor) -> None:
 def _sort_sites(coords: Tensor) -> SortedSites:
     rows, coords = len(coords), aligned(coords)
     assert rows <= torch.iinfo(torch.int32).max, "a map holds rows as int32"
-    bounds = coords.new_zeros(9, dtype=torch.int64)
-    launch("bound_voxels", rows, coords, rows, bounds, rows_per_thread=8, shared_bytes=BOUNDS_BYTES)
+    bounds = bounds_of(coords)
     keys = coords.new_empty(rows, dtype=torch.int64)
     launch("pack_voxels", rows, coords, rows, bounds, keys)
     keys, indices = torch.sort(keys)
     order = coords.new_empty(rows)
     launch("take_order", rows, keys, indices, rows, order, bounds)
     return SortedSites(bounds, keys, order)
+
+
+def bounds_of(coords: Tensor, live: Tensor | None = None) -> Tensor:
+    """Bounds of aligned coords, or of the first `live` of them, (1,) int64; see SortedSites."""
+    rows, bounds = len(coords), coords.new_zeros(9, dtype=torch.int64)
+    sizes = {"rows_per_thread": 8, "shared_bytes": BOUNDS_BYTES}
+    launch("bound_voxels", rows, coords, rows, live, bounds, **sizes)
+    return bounds
 
 
 def aligned(coords: Tensor) -> Tensor:

@@ -155,9 +155,7 @@ def _rows(
     sizes = (offsets, pairs, volume, words, mask)
     engine.launch(SOURCE, "pointlib::mark_taps", grid, BLOCK, out_index, *sizes)
 
-    counts, row_grid = out_index.new_empty(num_out + 1), engine.ceil_div(num_out, BLOCK)
-    engine.launch(SOURCE, "pointlib::count_taps", row_grid, BLOCK, mask, num_out, words, counts)
-    row_ptr = counts.cumsum(0, dtype=torch.int32)
+    row_ptr = count_taps(mask)
 
     neighbours = torch.empty_like(in_index)
     indices = (in_index, out_index)
@@ -165,6 +163,14 @@ def _rows(
         SOURCE, "pointlib::place_neighbours", grid, BLOCK, *indices, *sizes, row_ptr, neighbours
     )
     return mask, row_ptr, neighbours
+
+
+def count_taps(mask: Tensor) -> Tensor:
+    """row_ptr of (M, words) masks, M > 0."""
+    rows, words = mask.shape
+    counts, grid = mask.new_empty(rows + 1), engine.ceil_div(rows, BLOCK)
+    engine.launch(SOURCE, "pointlib::count_taps", grid, BLOCK, mask, rows, words, counts)
+    return counts.cumsum(0, dtype=torch.int32)
 
 
 def _gray_order(mask: Tensor, offset_ptr: Tensor, splits: int) -> Tensor:
