@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-import getpass
 import hashlib
 import os
 import re
@@ -29,6 +28,7 @@ FLAGS = [
 KERNEL_FLAGS = [
     *("-O1", "-DPOINTLIB_CUDA_EMULATOR", "-include", "cuda_emulator.h"),
     *("-fsanitize=alignment,bounds,shift-exponent", "-fsanitize-undefined-trap-on-error"),
+    "-fstack-clash-protection",  # a large array meets the page below the stack, not what is beyond
     *("-Wno-unknown-pragmas", "-Wno-unused-function", "-Wno-unused-parameter"),
     *("-Wno-maybe-uninitialized", "-Wno-sign-compare"),
 ]
@@ -52,9 +52,15 @@ def compiler_version() -> str:
 
 
 def cache_folder() -> Path:
-    """Where what was built stays between runs; a user's own."""
-    folder = Path(tempfile.gettempdir()) / f"pointlib-emulator-{getpass.getuser()}"
+    """Where what was built stays between runs.
+
+    Raises:
+        EmulatorError: If it is another user's, whose libraries must not be loaded.
+    """
+    folder = Path(tempfile.gettempdir()) / f"pointlib-emulator-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise EmulatorError(f"{folder} must belong to this user: remove it or set TMPDIR")
     return folder
 
 

@@ -35,6 +35,9 @@ NUM_SMS = 4
 MAX_THREADS = 1024
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
+ONE_LAUNCH = threading.Lock()
+"""The runtime has one device, whose launches other threads wait for."""
+
 Variants = Callable[[int], Iterable[tuple[str, str]]]
 
 
@@ -148,7 +151,6 @@ class Emulator:
         self._variants = None if variants is None else frozenset(variants(capability))
         self._seeds = tuple(seeds) or schedules()
         self._kernels: dict[tuple[str, str], Kernel] = {}
-        self._lock = threading.Lock()  # the runtime runs one launch at a time
 
     def properties(self, device: torch.device) -> Properties:
         """Of this device."""
@@ -169,7 +171,7 @@ class Emulator:
         Raises:
             EmulatorError: If it does not compile or does what is undefined on a device; the message says where.
         """
-        with self._lock:
+        with ONE_LAUNCH:
             try:
                 self._check(source, kernel, grid, block, shared_bytes)
                 if (source, kernel) not in self._kernels:

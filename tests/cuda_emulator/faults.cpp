@@ -125,8 +125,10 @@ void append_address(const void* address) {
   }
   if (reinterpret_cast<uintptr_t>(address) < (1 << 16)) {
     append("a null pointer plus %zu", reinterpret_cast<size_t>(address));
+  } else if (is_on_stack(address)) {
+    append("the stack of a thread, of %zu KiB, is full", STACK_BYTES >> 10);
   } else {
-    append("address %p, in no argument; or the stack is full (256 KiB a thread)", address);
+    append("address %p, in no argument", address);
   }
 }
 

@@ -81,6 +81,7 @@ constexpr int RETURN_WORD = 11;  // x30
 namespace emulator {
 
 constexpr size_t STACK_BYTES = 256 << 10;  // address space; only what is touched takes memory
+constexpr size_t SHIFT_BYTES = 9 * 64;
 constexpr int MAX_THREADS = 1024;
 
 // Stacks for a block of the largest size, each above a page that faults when the stack overflows.
@@ -99,9 +100,16 @@ inline char* stack_of(int thread) {
   return stacks == nullptr ? nullptr : stacks + thread * STACK_BYTES;
 }
 
+inline bool is_on_stack(const void* address) {
+  const auto* byte = static_cast<const char*>(address);
+  return byte >= stack_of(0) && byte < stack_of(0) + MAX_THREADS * STACK_BYTES;
+}
+
 // Stack pointer of a fiber that starts in `entry` when it is first switched to.
 inline void* prepare_fiber(int thread, void (*entry)()) {
-  void** frame = reinterpret_cast<void**>(stack_of(thread) + STACK_BYTES) - FRAME_WORDS;
+  // Shifted against each other, for equal addresses modulo a power of two would share a cache set.
+  char* top = stack_of(thread) + STACK_BYTES - thread * SHIFT_BYTES % (STACK_BYTES / 4);
+  void** frame = reinterpret_cast<void**>(top) - FRAME_WORDS;
   for (int i = 0; i < FRAME_WORDS; ++i) frame[i] = nullptr;
   frame[RETURN_WORD] = reinterpret_cast<void*>(entry);
   return frame;

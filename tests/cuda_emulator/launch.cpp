@@ -127,12 +127,14 @@ extern "C" EMULATOR_API int emulator_launch(const emulator::Launch* launch, char
     append("no address space for %d stacks of %zu bytes", MAX_THREADS, STACK_BYTES);
     return 1;
   }
-  machine.shared = std::make_unique<Guarded>(launch->shared_bytes, 0, true, 0x5a);
   Results first_results;
   volatile bool agreed = false;
-  {
+  try {
+    machine.shared = std::make_unique<Guarded>(launch->shared_bytes, 0, true, 0x5a);
     Catching catching;
     if (sigsetjmp(machine.abandoned, 1) == 0) agreed = run_schedules(first_results);
+  } catch (const std::bad_alloc&) {
+    append("no memory for copies of the tensors");
   }
   for (int i = 0; agreed && i < launch->count; ++i) {
     const Argument& argument = launch->arguments[i];

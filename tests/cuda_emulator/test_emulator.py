@@ -227,6 +227,22 @@ def test_a_write_to_a_const_tensor_is_found(emulator: Emulator) -> None:
     assert torch.equal(out, x)
 
 
+def test_a_full_stack_is_found(emulator: Emulator) -> None:
+    out = torch.empty(128, dtype=torch.int32)
+    with pytest.raises(EmulatorError, match="the stack of a thread, of 256 KiB, is full"):
+        run(emulator, "full_stack<true>", out)
+    run(emulator, "full_stack<false>", out)
+    assert out[127].item() == 10
+
+
+def test_a_shift_beyond_the_width_is_found(emulator: Emulator) -> None:
+    x, out = torch.arange(128).int(), torch.empty(128, dtype=torch.int32)
+    with pytest.raises(EmulatorError, match="shift by the width or more"):
+        run(emulator, "wide_shift<true>", x, out, 2)
+    run(emulator, "wide_shift<false>", x, out, 2)
+    assert torch.equal(out, x // 4)
+
+
 def test_a_null_pointer_is_found(emulator: Emulator) -> None:
     with pytest.raises(EmulatorError, match="a null pointer"):
         run(emulator, "writes_const<false>", None, torch.empty(128, dtype=torch.int32))
@@ -249,140 +265,10 @@ def test_work_goes_on_after_a_fault(emulator: Emulator) -> None:
         run(emulator, "out_of_bounds_read<false>", x, out, 128)
 
 
-# Launches that a device refuses
-
-
-def launch_arguments(
-    emulator: Emulator, *arguments: engine.Argument, block: int = 64, shared_bytes: int = 0
-) -> None:
-    """Launch `arguments(const float*, const float*, float*, int64_t, float)`."""
-    run(
-        emulator,
-        "arguments",
-        *arguments,
-        source="cuda_functions.cu",
-        block=block,
-        shared_bytes=shared_bytes,
-    )
-
-
-def test_arguments_arrive(emulator: Emulator) -> None:
-    a, b, out = torch.randn(50), torch.randn(50), torch.full((50,), torch.nan)
-    launch_arguments(emulator, a, b, out, 49, -2.5)
-    assert torch.equal(out[:49], (a + b)[:49] * -2.5) and out[49].isnan()
-    launch_arguments(emulator, a, None, out, 50, 1.0)
-    assert torch.equal(out, a)
-
-
-def test_tensors_that_share_memory_share_it_in_the_emulator(emulator: Emulator) -> None:
-    x = torch.randn(100)
-    expected = torch.cat([(x[:25] + x[50:75]) * 2, x[25:]])
-    launch_arguments(emulator, x, x[50:75], x[:25], 25, 2.0)
-    assert torch.equal(x, expected)
-
-
-def test_neighbouring_views_do_not_hide_each_other(emulator: Emulator) -> None:
-    x = torch.randn(64)
-    with pytest.raises(EmulatorError, match="race, or use of undefined memory"):
-        launch_arguments(emulator, x[:31], x[31:63], torch.empty(32), 32, 1.0)
-
-
-@pytest.mark.parametrize(
-    ("position", "value", "message"),
-    [
-        (0, 7, "argument 0 must be a tensor of 4-byte float elements or None, got int 7"),
-        (0, torch.zeros(4).double(), "must be a tensor of 4-byte float .* got float64"),
-        (0, torch.zeros(4).int(), "must be a tensor of 4-byte float .* got int32"),
-        (3, torch.zeros(4), "argument 3 must be an int that fits int64_t, got float32"),
-        (3, 4.0, "must be an int that fits int64_t, got float 4.0"),
-        (3, True, "must be an int that fits int64_t, got bool True"),
-        (3, 2**63, "must be an int that fits int64_t, got int 9223372036854775808"),
-        (3, None, "must be an int that fits int64_t, got NoneType None"),
-        (4, 1, "argument 4 must be a float, got int 1"),
-    ],
-)
-def test_wrong_arguments_are_refused(
-    emulator: Emulator, position: int, value: engine.Argument, message: str
-) -> None:
-    arguments: list[engine.Argument] = [torch.zeros(4), None, torch.zeros(4), 4, 1.0]
-    arguments[position] = value
-    with pytest.raises(EmulatorError, match=message):
-        launch_arguments(emulator, *arguments)
-
-
-def test_a_wrong_number_of_arguments_is_refused(emulator: Emulator) -> None:
-    with pytest.raises(EmulatorError, match="must get 5 arguments, got 2"):
-        launch_arguments(emulator, torch.zeros(4), None)
-
-
-@pytest.mark.parametrize(
-    ("block", "shared_bytes", "message"),
-    [
-        (1025, 0, "block must be 1 to 1024 threads, got 1025"),
-        (0, 0, "block must be 1 to 1024"),
-        (32, (227 << 10) + 1, "shared_bytes must be 0 to"),
-    ],
-)
-def test_launches_beyond_the_device_are_refused(
-    emulator: Emulator, block: int, shared_bytes: int, message: str
-) -> None:
-    arguments = (torch.zeros(4), None, torch.zeros(4), 4, 1.0)
-    with pytest.raises(EmulatorError, match=message):
-        launch_arguments(emulator, *arguments, block=block, shared_bytes=shared_bytes)
-    launch_arguments(emulator, *arguments, block=1024, shared_bytes=emulator.shared_bytes)
-
-
-def test_a_kernel_that_no_family_lists_is_refused(emulator: Emulator) -> None:
-    with pytest.raises(EmulatorError, match=r"must be listed by its family's variants\(\d+\)"):
-        emulator.launch("types.cuh", "pointlib::f", (1, 1, 1), 32, 0, (), torch.device("cpu"))
-
-
-def test_a_source_that_does_not_compile_says_why(emulator: Emulator, tmp_path: Path) -> None:
-    (tmp_path / "broken.cu").write_text(
-        "namespace pointlib {\n__global__ void f(float* x) { x[0] = misspelt; }\n}\n"
-    )
-    device = Emulator(emulator.capability, tmp_path, lambda _: [("broken.cu", "pointlib::f")])
-    with pytest.raises(
-        EmulatorError, match=r"does not compile:\n(.|\n)*broken.cu:2(.|\n)*misspelt"
-    ):
-        device.launch(
-            "broken.cu", "pointlib::f", (1, 1, 1), 1, 0, (torch.zeros(1),), torch.device("cpu")
-        )
-
-
-def test_static_shared_memory_is_refused(emulator: Emulator, tmp_path: Path) -> None:
-    (tmp_path / "local.cu").write_text(
-        "namespace pointlib {\n__global__ void f(float* x) {\n  __shared__ float tile[4];\n"
-        "  tile[0] = x[0];\n  x[0] = tile[0];\n}\n}\n"
-    )
-    device = Emulator(emulator.capability, tmp_path, lambda _: [("local.cu", "pointlib::f")])
-    with pytest.raises(EmulatorError, match="does not compile"):
-        device.launch(
-            "local.cu", "pointlib::f", (1, 1, 1), 1, 0, (torch.zeros(1),), torch.device("cpu")
-        )
-
-
-# Building
-
-
-def test_a_built_kernel_is_found_again_and_a_changed_one_is_built(tmp_path: Path) -> None:
-    if building.compiler() is None:
-        pytest.skip("needs a C++ compiler")
-    (tmp_path / "included.cuh").write_text("// A constant.\nconstexpr float VALUE = 1.0f;\n")
-    (tmp_path / "a.cu").write_text(
-        '#include "included.cuh"\nnamespace pointlib {\n'
-        "__global__ void f(float* x) { x[0] = VALUE; }\n}\n"
-    )
-
-    def value() -> float:
-        out = torch.zeros(1)
-        device = Emulator(90, tmp_path, lambda _: [("a.cu", "pointlib::f")])
-        device.launch("a.cu", "pointlib::f", (1, 1, 1), 1, 0, (out,), torch.device("cpu"))
-        return out.item()
-
-    assert value() == 1.0
-    count = len(list(building.cache_folder().glob("*.so")))
-    assert value() == 1.0
-    assert len(list(building.cache_folder().glob("*.so"))) == count
-    (tmp_path / "included.cuh").write_text("// A constant.\nconstexpr float VALUE = 2.0f;\n")
-    assert value() == 2.0
+def test_shuffled_schedules_differ(emulator: Emulator) -> None:
+    results = set()
+    for seed in range(6):
+        out = torch.zeros(1, dtype=torch.int32)
+        run(emulator, "race_of_blocks<true>", out, grid=50, seeds=(seed,))
+        results.add(out.item())
+    assert {0, 49} < results

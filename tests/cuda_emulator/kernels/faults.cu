@@ -203,6 +203,25 @@ __global__ void waits_forever(int* out) {
   atomicExch(out, 1);
 }
 
+// out[i] = sum of its digits. Faulty: local arrays of a megabyte.
+template <bool FAULTY>
+__global__ void full_stack(int* out) {
+  volatile int digits[FAULTY ? 1 << 18 : 4];
+  int rest = static_cast<int>(threadIdx.x), sum = 0;
+  for (int i = 0; i < 4; ++i) {
+    digits[i] = rest % 10;
+    rest /= 10;
+  }
+  for (int i = 0; i < 4; ++i) sum += digits[i];
+  out[threadIdx.x] = sum;
+}
+
+// out[i] = in[i] / 2^shift. Faulty: shifts by the width of the type.
+template <bool FAULTY>
+__global__ void wide_shift(const int* in, int* out, int64_t shift) {
+  out[threadIdx.x] = in[threadIdx.x] >> (shift + (FAULTY ? 32 : 0));
+}
+
 // out = in. Faulty: writes what it promised not to.
 template <bool FAULTY>
 __global__ void writes_const(const int* in, int* out) {
