@@ -39,7 +39,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run `python tools/x.py ...` in this process; raise unless it succeeds."""
+    """Run `python tools/x.py ...` or `python -m x ...` in this process; raise unless it succeeds."""
     python, script, *arguments = shlex.split(line)
     assert python == "python", f"only python commands can be checked: {line}"
     quick = next(
@@ -47,7 +47,11 @@ def run_command(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr(sys, "argv", [script, *arguments, *shlex.split(quick)])
     try:
-        runpy.run_path(str(ROOT / script), run_name="__main__")
+        if script == "-m":
+            sys.argv.pop(0)
+            runpy.run_module(arguments[0], run_name="__main__")
+        else:
+            runpy.run_path(str(ROOT / script), run_name="__main__")
     except SystemExit as stop:
         assert not stop.code, f"{line}: exit code {stop.code}"
 
@@ -75,7 +79,9 @@ def test_every_option_on_a_page_exists(
 ) -> None:
     commands = ("check", "synthetic", "range-scans")
     calls = [["tools/prepare_data.py", command] for command in commands]
-    calls += [[f"tools/{name}.py"] for name in ("train", "evaluate", "predict", "visualize")]
+    programs = ("train", "evaluate", "predict", "visualize", "tune")
+    calls += [[f"tools/{name}.py"] for name in programs]
+    calls += [["pointlib/ops/precompile.py"]]
     for script, *subcommand in calls:
         monkeypatch.setattr(sys, "argv", [script, *subcommand, "--help"])
         with pytest.raises(SystemExit):

@@ -183,6 +183,11 @@ def test_every_family_is_found() -> None:
             assert kernel.startswith("pointlib::"), family
 
 
+def test_the_readme_names_every_source() -> None:
+    text = (engine.SOURCES / "README.md").read_text()
+    assert [p.name for p in engine.SOURCES.glob("*.cu*") if f"`{p.name}`" not in text] == []
+
+
 def test_importing_the_operators_imports_no_cuda() -> None:
     code = "import sys, pointlib, pointlib.ops._cuda.nvrtc; print(any(m.startswith('cuda.core') for m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
