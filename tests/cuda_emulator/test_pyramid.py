@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from pointlib.ops._cuda import implicit_gemm
+from pointlib.ops._cuda.gemm_tiles import GemmTile, Plan
 from pointlib.ops._cuda.pyramid import Pyramid, PyramidPlan, check_status
 from pointlib.ops._cuda.row_map import RowMap
+from pointlib.ops.dataflow import MapStatistics
 from pointlib.ops.kernel_map import ConvSpec, KernelMap, build_kernel_map
 from tests import oracles
 from tests.cuda_emulator.operators import ANY_ARCHITECTURE
+from tests.tolerances import assert_close
 
 pytestmark = ANY_ARCHITECTURE
 
 READS = ("tolist", "item", "cpu", "numpy", "nonzero", "__bool__", "__int__", "__index__", "to")
 SAME, DOWN = ConvSpec(3), ConvSpec(2, 2)
+GEMM = Plan(GemmTile(64, 32, exact=True), 1)
 
 
 def cloud(count: int, extent: int = 20) -> Tensor:
@@ -90,6 +97,55 @@ def test_maps_of_all_levels(same: ConvSpec, down: ConvSpec, levels: int, splits:
             assert lower is not None
             check(lower, coarse.kernel_map)
             coords = coarse.coords
+
+
+@dataclass
+class Rows:
+    """What a convolution asks of `Pairs`, where there are none."""
+
+    row_map: RowMap
+    num_out: int
+    statistics: MapStatistics
+
+    def rows(self, splits: int) -> tuple[RowMap, bool]:
+        assert splits <= 1
+        return self.row_map, False
+
+
+def test_a_network_needs_no_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One level down and up again, from the rows alone and without the host."""
+    coords, generator = cloud(200, 9), torch.Generator().manual_seed(0)
+    plan = PyramidPlan([256, 256], 20_000, SAME, DOWN, coords)
+    feats = torch.randn(256, 8, generator=generator)
+    weights = {k: torch.randn(k, 8, 8, generator=generator) / 8 for k in (27, 8)}
+    padded, count = torch.cat([coords, coords[:56]]), torch.tensor([200])
+
+    def convolve(feats: Tensor, rows: RowMap, volume: int) -> Tensor:
+        statistics = MapStatistics(1000, volume, 256)
+        pairs: Any = Rows(rows, 256, statistics)
+        return implicit_gemm.convolve([feats], weights[volume], pairs, plan=GEMM)
+
+    with monkeypatch.context() as patch:
+        for name in set(READS) - {"to", "__bool__", "__index__"}:
+            patch.setattr(Tensor, name, None)
+        fine, coarse = plan.build(padded, count).levels
+        assert coarse.down is not None and fine.up is not None
+        x = convolve(feats, fine.same, 27)
+        y = convolve(convolve(x, coarse.down, 8), coarse.same, 27)
+        z = convolve(y, fine.up, 8)
+
+    def expected(feats: Tensor, maps: KernelMap) -> Tensor:
+        taps = torch.repeat_interleave(maps.offset_ptr.diff()).tolist()
+        pairs = zip(taps, maps.in_index.tolist(), maps.out_index.tolist(), strict=True)
+        return oracles.conv_of_pairs(feats, weights[maps.kernel_volume], pairs, maps.num_out)
+
+    lower, down = build_kernel_map(coords, DOWN)
+    wanted = expected(feats[:200].double(), build_kernel_map(coords, SAME).kernel_map)
+    assert_close(x[:200], wanted)
+    wanted = expected(expected(wanted, down), build_kernel_map(lower, SAME).kernel_map)
+    assert_close(y[: len(lower)], wanted)
+    assert_close(z[:200], expected(wanted, down.transpose()))
+    assert not z[200:].any() and len(lower) < 256
 
 
 def test_no_voxel() -> None:
