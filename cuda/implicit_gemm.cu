@@ -66,12 +66,21 @@ __device__ __forceinline__ void write_tile(const Epilogue<T>& epilogue, const ac
   }
 }
 
+// Blocks that the registers of a multiprocessor shall hold, by the sums that a thread keeps: while
+// some wait, others multiply.
+template <int THREADS, int SUMS>
+constexpr int RESIDENT =
+    65536 / THREADS / (SUMS <= 16 ? 96 : (SUMS <= (__CUDA_ARCH__ >= 800 ? 48 : 32) ? 128 : 168));
+
 // One launch sums taps first_tap .. end_tap - 1 of every row; `first` and `last` say which of those
 // that share a sum it is. `aligned`: every row of the output, and all that is read with it, begins
 // at 16 bytes. `slope`: bits of a double.
 template <class Math, int ROWS, int COLS, int SLICE, int WARP_ROWS, int WARP_COLS, int STAGES,
           int WIDTH>
-__global__ void __launch_bounds__(WARP_ROWS * WARP_COLS * WARP)
+__global__ void __launch_bounds__(
+    WARP_ROWS * WARP_COLS * WARP,
+    RESIDENT<WARP_ROWS * WARP_COLS * WARP,
+             Sums<Math, ROWS, COLS, SLICE, WARP_ROWS, WARP_COLS>::REGISTERS>)
     implicit_gemm(const typename Math::Element* __restrict__ feats,
                   const typename Math::Element* __restrict__ more_feats, int64_t channels,
                   int64_t more_channels, int64_t stride, int64_t more_stride,

@@ -123,14 +123,16 @@ struct Feeder {
     const T* weight = operands.weight +
                       (tap * all + (second ? operands.channels[0] : 0) + first) * operands.columns +
                       first_column;
+    const int columns = static_cast<int>(operands.columns);
+    const int last = columns - static_cast<int>(first_column);  // of this tile's columns
 #pragma unroll
     for (int turn = 0; turn < RIGHT_TURNS; ++turn) {
       const int item = turn * THREADS + static_cast<int>(threadIdx.x);
       if (RIGHT % THREADS != 0 && item >= RIGHT) break;
       const int row = item / RIGHT_CHUNKS, chunk = item % RIGHT_CHUNKS;
-      const bool there = first + row < channels && first_column + chunk * VECTOR < operands.columns;
+      const bool there = first + row < channels && chunk * VECTOR < last;
       visit(turn, Math::template right_at<RIGHT_CHUNKS>(row, chunk),
-            there ? weight + row * operands.columns + chunk * VECTOR : operands.weight,
+            there ? weight + (row * columns + chunk * VECTOR) : operands.weight,
             there ? VECTOR : 0);
     }
   }

@@ -138,6 +138,7 @@ struct Sums {
   static constexpr int STRIDE =
       COLS + 8;  // of the tile of sums, which keeps rows in different banks
   static constexpr int M = ROWS / WARP_ROWS / 16, N = COLS / WARP_COLS / 8;
+  static constexpr int REGISTERS = sizeof(T) == 4 && M * N < 8 ? 32 : M * N * 4;
   static_assert(M > 0 && N % 2 == 0 && SLICE % Math::DEPTH == 0, "whole fragments");
 
   float sum[M][N][4];
@@ -206,13 +207,14 @@ struct Sums {
   }
 };
 
-// A thread has one chunk of columns, and every ACROSS-th row.
+// The same by fused multiply-add. A thread has one chunk of columns, and every ACROSS-th row.
 template <class T, int ROWS, int COLS, int SLICE, int WARP_ROWS, int WARP_COLS>
 struct Sums<Exact<T>, ROWS, COLS, SLICE, WARP_ROWS, WARP_COLS> {
   static constexpr int VECTOR = 16 / sizeof(T);
   static constexpr int LEFT_CHUNKS = SLICE / VECTOR, RIGHT_CHUNKS = COLS / VECTOR;
   static constexpr int STRIDE = COLS + 8;
   static constexpr int ACROSS = WARP_ROWS * WARP_COLS * WARP / RIGHT_CHUNKS, M = ROWS / ACROSS;
+  static constexpr int REGISTERS = 32;  // at most
   static_assert(M * ACROSS == ROWS && RIGHT_CHUNKS * VECTOR == COLS, "every element has a thread");
 
   T sum[M][VECTOR];

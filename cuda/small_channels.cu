@@ -8,7 +8,7 @@ namespace pointlib {
 // A block owns ROWS output rows, a few at a time, and COLS output channels; a thread VECTOR
 // channels of a row.
 template <class T, int CHANNELS, int ROWS, int COLS, int THREADS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 512 / THREADS)
     small_channels(const T* __restrict__ feats, const T* __restrict__ weight, int64_t taps,
                    int64_t mirrored, const uint32_t* __restrict__ mask,
                    const int32_t* __restrict__ row_ptr, const int32_t* __restrict__ neighbours,

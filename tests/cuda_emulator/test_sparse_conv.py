@@ -18,6 +18,7 @@ from pointlib.ops._cuda.tiles import on_tensor_cores
 from pointlib.ops.dataflow import MapStatistics
 from pointlib.ops.kernel_map import ConvSpec, KernelMap, build_generative_map, build_kernel_map
 from tests import oracles
+from tests.cuda_emulator.emulator import SHARED_BYTES
 from tests.tolerances import assert_close
 
 pytestmark = pytest.mark.usefixtures("emulator")
@@ -207,6 +208,14 @@ def test_splits_may_leave_a_row_without_pairs() -> None:
         plan = Plan(TILE.tile, splits)
         out = convolve([feats], weight, pairs, epilogue, plan=plan)
         assert_close(out, expected([feats], weight, pairs, epilogue))
+
+
+@pytest.mark.parametrize("capability", [75, 80, 86, 90])
+def test_every_tile_has_the_shared_memory_it_needs(capability: int) -> None:
+    for dtype, exact in itertools.product(DTYPES, (False, True)):
+        if exact == (dtype == torch.float64) or dtype == torch.float32:
+            for tile in tiles(dtype, exact, 16, capability):
+                assert tile.shared_bytes(dtype, capability) <= SHARED_BYTES[capability]
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ from pointlib.ops.dataflow import Dataflow, MapStatistics
 
 WARPS = {
     (128, 128): (4, 2),
+    (128, 96): (4, 2),
     (128, 64): (4, 1),
     (64, 128): (2, 2),
     (64, 96): (2, 2),
@@ -25,11 +26,17 @@ WARPS = {
     (64, 32): (4, 1),
 }
 """(output rows, output channels) of a tile -> how its warps lie, on tensor cores."""
+SLICES = {
+    **dict.fromkeys([(128, 128), (128, 96), (64, 96)], (64,)),
+    **dict.fromkeys([(128, 64), (64, 128), (64, 64), (32, 64)], (64, 128)),
+    **dict.fromkeys([(128, 32), (64, 32)], (32, 64)),
+}
+"""The same -> bytes of a row that may be multiplied at a time, for which registers suffice."""
 EXACT_WARPS = {
     torch.float32: {(128, 64): (4, 2), (64, 64): (2, 2), (64, 32): (2, 2)},
     torch.float64: {(64, 32): (2, 2)},
 }
-"""The same without them."""
+"""Warps without tensor cores."""
 MAX_SPLITS = 4
 MAX_CANDIDATES = 6
 
@@ -38,7 +45,7 @@ CYCLES_PER_BLOCK = 2500
 CYCLES_PER_STEP = 60
 """Barrier and addresses of one slice."""
 CYCLES_PER_LAUNCH = 3000
-BYTES_PER_CYCLE = 48
+BYTES_PER_CYCLE = 32
 """Of a multiprocessor, from the cache that all of them share."""
 
 
@@ -70,7 +77,8 @@ class GemmTile:
     def resident(self, dtype: torch.dtype) -> int:
         """Blocks that share a multiprocessor, by its registers, and wait at different times."""
         sums = 32 if self.exact else self.rows * self.cols // self.threads(dtype)
-        registers = 96 if sums <= 16 else 128 if sums <= 32 else 168
+        sums = max(sums, 32) if dtype == torch.float32 else sums
+        registers = 96 if sums <= 16 else 128 if sums <= 48 else 168
         return 65536 // self.threads(dtype) // registers
 
     def stages(self, capability: int) -> int:
@@ -138,14 +146,15 @@ def tiles(dtype: torch.dtype, exact: bool, width: int, capability: int) -> Itera
         shape = (64, 64) if (64, 64) in shapes else (64, 32)
         yield GemmTile(*shape, exact=exact)
         return
-    for rows, cols in shapes:
-        if capability < 80 and (rows, cols) == (128, 128):
-            continue  # its sums alone take more than the shared memory
-        yield GemmTile(rows, cols, exact=exact)
-        if cols == 32 and not exact:
-            yield GemmTile(rows, cols, 32)
-        elif rows * cols * dtype.itemsize < 128 * 128 * 2 and not exact and capability >= 80:
-            yield GemmTile(rows, cols, 128)  # larger ones would run out of registers
+    for shape in shapes:
+        if dtype == torch.float32 and shape == (64, 128):
+            continue  # which takes too many registers
+        for slice_bytes in (64,) if exact else SLICES[shape]:
+            tile = GemmTile(*shape, slice_bytes, exact)
+            if capability >= 80 or (
+                slice_bytes < 128 and tile.shared_bytes(dtype, capability) <= 64 << 10
+            ):
+                yield tile
 
 
 def redundancy(statistics: MapStatistics, rows: int, splits: int) -> float:
@@ -243,6 +252,6 @@ def choose_plan(
     Example:
         >>> scan = MapStatistics(num_pairs=286_000, kernel_volume=27, num_out=94_625)
         >>> choose_plan(scan, torch.float16, [96], 96, False, capability=90, num_sms=132)
-        Plan(tile=GemmTile(rows=64, cols=96, slice_bytes=64, exact=False), splits=2)
+        Plan(tile=GemmTile(rows=128, cols=96, slice_bytes=64, exact=False), splits=1)
     """
     return candidate_plans(statistics, dtype, channels, c_out, exact, capability, num_sms)[0]

@@ -75,7 +75,8 @@ class Pairs(NamedTuple):
         if self.in_index is None or self.out_index is None or self.offset_ptr is None:
             return None, False
         ends = (self.in_index, self.out_index)
-        mirrored = self.identity_tap >= 0 and not is_known(*ends) and is_known(*ends[::-1])
+        symmetric = 2 * self.identity_tap + 2 == len(self.offset_ptr)
+        mirrored = symmetric and not is_known(*ends) and is_known(*ends[::-1])
         ends = ends[::-1] if mirrored else ends
         return row_map(*ends, self.offset_ptr, self.num_out, splits), mirrored
 
