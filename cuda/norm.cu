@@ -33,14 +33,14 @@ struct Moments {
 
 // The moments of each channel over each block's rows: means and squares (blocks, channels).
 template <class T, int N>
-__global__ void __launch_bounds__(256, 4)
-    moments(const T* __restrict__ feats, int64_t rows, int64_t channels, int64_t rows_per_block,
+__global__ void __launch_bounds__(256, BLOCKS<N>)
+    moments(const T* __restrict__ feats, int64_t rows, int64_t vectors, int64_t rows_per_block,
             int64_t lanes, accumulator<T>* __restrict__ means,
             accumulator<T>* __restrict__ squares) {
   using S = accumulator<T>;
-  const Lanes<N> at(lanes, channels);
+  const Lanes at(lanes, vectors);
   const RowRange range(rows, rows_per_block);
-  constexpr int AHEAD = sizeof(T) > 4 ? 2 : 4;  // rows of a thread on their way at once
+  constexpr int AHEAD = N == 8 || N == 2 ? 2 : 4;  // rows of a thread on their way at once
   S count = 0, mean[N], square[N];
 #pragma unroll
   for (int c = 0; c < N; c++) mean[c] = square[c] = 0;
@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(256, 4)
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
       given[i] = row + i * at.groups < range.last;
-      if (given[i]) values[i] = load<N>(feats + (row + i * at.groups) * channels + at.channel);
+      if (given[i]) values[i] = load<N>(feats, (row + i * at.groups) * vectors + at.vector);
       taken += given[i] ? 1 : 0;
     }
     const S inverse = 1 / taken, share = taken / (count + taken);
@@ -97,11 +97,8 @@ __global__ void __launch_bounds__(256, 4)
     counts[thread] = count += counts[other];
   });
   if (!at.active || at.group != 0) return;
-#pragma unroll
-  for (int c = 0; c < N; c++) {
-    means[blockIdx.x * channels + at.channel + c] = mean[c];
-    squares[blockIdx.x * channels + at.channel + c] = square[c];
-  }
+  store_all(means, blockIdx.x * vectors + at.vector, mean);
+  store_all(squares, blockIdx.x * vectors + at.vector, square);
 }
 
 // Sums of a block of eight channels by 32 threads each, in float64 and always in the same order;
@@ -158,33 +155,32 @@ __global__ void finish_moments(const S* __restrict__ means, const S* __restrict_
 
 // out = activation((feats - mean) * gain + bias + residual). bias and residual may be null for 0.
 template <class T, int N>
-__global__ void __launch_bounds__(256, 4)
-    normalize(const T* __restrict__ feats, int64_t rows, int64_t channels, int64_t rows_per_block,
+__global__ void __launch_bounds__(256, BLOCKS<N>)
+    normalize(const T* __restrict__ feats, int64_t rows, int64_t vectors, int64_t rows_per_block,
               int64_t lanes, const accumulator<T>* __restrict__ mean,
               const accumulator<T>* __restrict__ gain, const accumulator<T>* __restrict__ bias,
               const T* __restrict__ residual, float slope_high, float slope_low,
               T* __restrict__ out) {
   using S = accumulator<T>;
-  const Lanes<N> at(lanes, channels);
+  const Lanes at(lanes, vectors);
   const RowRange range(rows, rows_per_block);
   if (!at.active) return;
-  constexpr int AHEAD = N > 4 || sizeof(T) > 4 ? 1 : 2;
+  constexpr int AHEAD = N == 8 || N == 2 ? 1 : 2;
   const S slope = static_cast<S>(joined(slope_high, slope_low));
   S centre[N], scale[N], shift[N];
+  load_all(mean, at.vector, centre);
+  load_all(gain, at.vector, scale);
 #pragma unroll
-  for (int c = 0; c < N; c++) {
-    centre[c] = mean[at.channel + c];
-    scale[c] = gain[at.channel + c];
-    shift[c] = bias == nullptr ? 0 : bias[at.channel + c];
-  }
+  for (int c = 0; c < N; c++) shift[c] = 0;
+  if (bias != nullptr) load_all(bias, at.vector, shift);
   for (int64_t row = range.first + at.group; row < range.last; row += AHEAD * at.groups) {
     Pack<T, N> values[AHEAD], added[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-      const int64_t from = (row + i * at.groups) * channels + at.channel;
+      const int64_t from = (row + i * at.groups) * vectors + at.vector;
       if (row + i * at.groups >= range.last) continue;
-      values[i] = load<N>(feats + from);
-      if (residual != nullptr) added[i] = load<N>(residual + from);
+      values[i] = load<N>(feats, from);
+      if (residual != nullptr) added[i] = load<N>(residual, from);
     }
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
@@ -195,7 +191,7 @@ __global__ void __launch_bounds__(256, 4)
         if (residual != nullptr) value += widen(added[i].at[c]);
         values[i].at[c] = narrow<T>(value < 0 ? value * slope : value);
       }
-      store(out + (row + i * at.groups) * channels + at.channel, values[i]);
+      store(out, (row + i * at.groups) * vectors + at.vector, values[i]);
     }
   }
 }
@@ -209,32 +205,30 @@ __device__ inline accumulator<T> before_activation(T grad, T out, accumulator<T>
 // Sums of each channel over each block's rows: of the gradient g before the activation, and of
 // g * (feats - mean); totals and products (blocks, channels). `out` is null without an activation.
 template <class T, int N>
-__global__ void __launch_bounds__(256, 4)
+__global__ void __launch_bounds__(256, BLOCKS<N>)
     grad_moments(const T* __restrict__ grad, const T* __restrict__ out, float slope_high,
-                 float slope_low, const T* __restrict__ feats, int64_t rows, int64_t channels,
+                 float slope_low, const T* __restrict__ feats, int64_t rows, int64_t vectors,
                  int64_t rows_per_block, int64_t lanes, const accumulator<T>* __restrict__ mean,
                  accumulator<T>* __restrict__ totals, accumulator<T>* __restrict__ products) {
   using S = accumulator<T>;
-  const Lanes<N> at(lanes, channels);
+  const Lanes at(lanes, vectors);
   const RowRange range(rows, rows_per_block);
-  constexpr int AHEAD = N > 4 || sizeof(T) > 4 ? 1 : 2;
+  constexpr int AHEAD = N == 8 || N == 2 ? 1 : 2;
   const S slope = static_cast<S>(joined(slope_high, slope_low));
   S centre[N], total[N], product[N];
 #pragma unroll
-  for (int c = 0; c < N; c++) {
-    centre[c] = at.active ? mean[at.channel + c] : 0;
-    total[c] = product[c] = 0;
-  }
+  for (int c = 0; c < N; c++) centre[c] = total[c] = product[c] = 0;
+  if (at.active) load_all(mean, at.vector, centre);
   for (int64_t row = range.first + at.group; at.active && row < range.last;
        row += AHEAD * at.groups) {
     Pack<T, N> g[AHEAD], x[AHEAD], y[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-      const int64_t from = (row + i * at.groups) * channels + at.channel;
+      const int64_t from = (row + i * at.groups) * vectors + at.vector;
       if (row + i * at.groups >= range.last) continue;
-      g[i] = load<N>(grad + from);
-      x[i] = load<N>(feats + from);
-      if (out != nullptr) y[i] = load<N>(out + from);
+      g[i] = load<N>(grad, from);
+      x[i] = load<N>(feats, from);
+      if (out != nullptr) y[i] = load<N>(out, from);
     }
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
@@ -264,11 +258,8 @@ __global__ void __launch_bounds__(256, 4)
     }
   });
   if (!at.active || at.group != 0) return;
-#pragma unroll
-  for (int c = 0; c < N; c++) {
-    totals[blockIdx.x * channels + at.channel + c] = total[c];
-    products[blockIdx.x * channels + at.channel + c] = product[c];
-  }
+  store_all(totals, blockIdx.x * vectors + at.vector, total);
+  store_all(products, blockIdx.x * vectors + at.vector, product);
 }
 
 // From the blocks' sums the gradients of weight and bias, and what grad_normalize multiplies with:
@@ -308,39 +299,36 @@ __global__ void finish_grad_moments(const S* __restrict__ totals, const S* __res
 // grad_feats = g * scale + (feats - mean) * slope + shift, and grad_residual (unless null) = g, the
 // gradient before the activation.
 template <class T, int N>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, BLOCKS<N>)
     grad_normalize(const T* __restrict__ grad, const T* __restrict__ out, float slope_high,
-                   float slope_low, const T* __restrict__ feats, int64_t rows, int64_t channels,
+                   float slope_low, const T* __restrict__ feats, int64_t rows, int64_t vectors,
                    int64_t rows_per_block, int64_t lanes, const accumulator<T>* __restrict__ mean,
                    const accumulator<T>* __restrict__ factors, T* __restrict__ grad_feats,
                    T* __restrict__ grad_residual) {
   using S = accumulator<T>;
-  const Lanes<N> at(lanes, channels);
+  const Lanes at(lanes, vectors);
   const RowRange range(rows, rows_per_block);
   if (!at.active) return;
-  constexpr int AHEAD = N > 4 || sizeof(T) > 4 ? 1 : 2;
+  constexpr int AHEAD = N == 8 || N == 2 ? 1 : 2;
   const S activation = static_cast<S>(joined(slope_high, slope_low));
   S centre[N], scale[N], slope[N], shift[N];
-#pragma unroll
-  for (int c = 0; c < N; c++) {
-    centre[c] = mean[at.channel + c];
-    scale[c] = factors[at.channel + c];
-    slope[c] = factors[channels + at.channel + c];
-    shift[c] = factors[2 * channels + at.channel + c];
-  }
+  load_all(mean, at.vector, centre);
+  load_all(factors, at.vector, scale);
+  load_all(factors, vectors + at.vector, slope);
+  load_all(factors, 2 * vectors + at.vector, shift);
   for (int64_t row = range.first + at.group; row < range.last; row += AHEAD * at.groups) {
     Pack<T, N> g[AHEAD], x[AHEAD], y[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-      const int64_t from = (row + i * at.groups) * channels + at.channel;
+      const int64_t from = (row + i * at.groups) * vectors + at.vector;
       if (row + i * at.groups >= range.last) continue;
-      g[i] = load<N>(grad + from);
-      x[i] = load<N>(feats + from);
-      if (out != nullptr) y[i] = load<N>(out + from);
+      g[i] = load<N>(grad, from);
+      x[i] = load<N>(feats, from);
+      if (out != nullptr) y[i] = load<N>(out, from);
     }
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-      const int64_t to = (row + i * at.groups) * channels + at.channel;
+      const int64_t to = (row + i * at.groups) * vectors + at.vector;
       if (row + i * at.groups >= range.last) continue;
 #pragma unroll
       for (int c = 0; c < N; c++) {
@@ -350,8 +338,8 @@ __global__ void __launch_bounds__(256)
             narrow<T>(value * scale[c] + ((widen(x[i].at[c]) - centre[c]) * slope[c] + shift[c]));
         g[i].at[c] = narrow<T>(value);
       }
-      store(grad_feats + to, x[i]);
-      if (grad_residual != nullptr) store(grad_residual + to, g[i]);
+      store(grad_feats, to, x[i]);
+      if (grad_residual != nullptr) store(grad_residual, to, g[i]);
     }
   }
 }

@@ -9,8 +9,8 @@ namespace pointlib {
 // What pairs bring, and where it goes.
 template <class T>
 struct Segments {
-  const T* __restrict__ src;  // (num_in, channels)
-  int64_t channels;
+  const T* __restrict__ src;  // (num_in, vectors)
+  int64_t vectors;
   const int32_t* __restrict__ source;          // (pairs,) row of src, or -1
   const int32_t* __restrict__ pair;            // (pairs,) row of weights
   const accumulator<T>* __restrict__ weights;  // or null for 1
@@ -46,11 +46,11 @@ struct Sum {
     total += later;
   }
   template <class S, int N>
-  static __device__ void write(const S (&total)[N], int64_t at, T* out, int64_t*) {
+  static __device__ void write(const S (&total)[N], int64_t vector, T* out, int64_t*) {
     Pack<T, N> values;
 #pragma unroll
     for (int i = 0; i < N; i++) values.at[i] = narrow<T>(static_cast<State>(total[i]));
-    store(out + at, values);
+    store(out, vector, values);
   }
 };
 
@@ -78,25 +78,22 @@ struct Max {
     merge(state, State{widen(value), row});
   }
   template <int N>
-  static __device__ void write(const State (&state)[N], int64_t at, T* out, int64_t* argmax) {
-    constexpr int PAIR = N < 2 ? N : 2;
+  static __device__ void write(const State (&state)[N], int64_t vector, T* out, int64_t* argmax) {
     Pack<T, N> values;
+    int64_t rows[N];
 #pragma unroll
-    for (int i = 0; i < N; i++) values.at[i] = narrow<T>(state[i].best);
-    store(out + at, values);
-#pragma unroll
-    for (int i = 0; i < N; i += PAIR) {
-      Pack<int64_t, PAIR> rows;
-#pragma unroll
-      for (int j = 0; j < PAIR; j++) rows.at[j] = state[i + j].row;
-      store(argmax + at + i, rows);
+    for (int i = 0; i < N; i++) {
+      values.at[i] = narrow<T>(state[i].best);
+      rows[i] = state[i].row;
     }
+    store(out, vector, values);
+    store_all(argmax, vector, rows);
   }
 };
 
 // Takes pairs [from, to) into the state of N channels, in their order.
 template <class Op, int N, class S>
-__device__ inline void fold(const Segments<typename Op::Element>& in, int64_t channel, int64_t from,
+__device__ inline void fold(const Segments<typename Op::Element>& in, int64_t vector, int64_t from,
                             int64_t to, S (&state)[N]) {
   using T = typename Op::Element;
   constexpr int AHEAD = sizeof(state) > 32 ? 2 : 4;  // rows on their way at once
@@ -118,7 +115,7 @@ __device__ inline void fold(const Segments<typename Op::Element>& in, int64_t ch
     }
 #pragma unroll
     for (int i = 0; i < AHEAD; i++)
-      if (source[i] >= 0) values[i] = load<N>(in.src + source[i] * in.channels + channel);
+      if (source[i] >= 0) values[i] = load<N>(in.src, source[i] * in.vectors + vector);
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
       if (source[i] < 0) continue;
@@ -140,7 +137,7 @@ struct Share {
 
 // Merges the states of all groups into that of group 0, through shared memory.
 template <class Op, int N, class S>
-__device__ inline void merge_states(const Lanes<N>& at, S (&state)[N], S* shared) {
+__device__ inline void merge_states(const Lanes& at, S (&state)[N], S* shared) {
   const int threads = static_cast<int>(blockDim.x), thread = static_cast<int>(threadIdx.x);
   __syncthreads();  // until whoever read the last states is done
 #pragma unroll
@@ -158,15 +155,15 @@ __device__ inline void merge_states(const Lanes<N>& at, S (&state)[N], S* shared
 // of a longer row into partial (tiles, 2, channels) of Op::Wide: of the first pair's row, and of
 // the last pair's. The first `tiles` blocks have a tile, the others rows.
 template <class Op, int N>
-__global__ void __launch_bounds__(256, 4)
-    reduce_rows(const typename Op::Element* __restrict__ src, int64_t channels,
+__global__ void __launch_bounds__(256, BLOCKS<N>)
+    reduce_rows(const typename Op::Element* __restrict__ src, int64_t vectors,
                 const int32_t* __restrict__ source, const int32_t* __restrict__ pair,
                 const accumulator<typename Op::Element>* __restrict__ weights,
                 const int32_t* __restrict__ starts, const int32_t* __restrict__ ends, int64_t rows,
                 int64_t tile, int64_t tiles, int64_t lanes, typename Op::Wide* __restrict__ partial,
                 typename Op::Element* __restrict__ out, int64_t* __restrict__ argmax) {
-  const Segments<typename Op::Element> in{src, channels, source, pair, weights, starts};
-  const Lanes<N> at(lanes, channels);
+  const Segments<typename Op::Element> in{src, vectors, source, pair, weights, starts};
+  const Lanes at(lanes, vectors);
   if (blockIdx.x >= tiles) {
     const int64_t row = (blockIdx.x - tiles) * at.groups + at.group;
     if (!at.active || row >= rows) return;
@@ -175,8 +172,8 @@ __global__ void __launch_bounds__(256, 4)
     typename Op::State state[N];
 #pragma unroll
     for (int c = 0; c < N; c++) Op::clear(state[c]);
-    fold<Op, N>(in, at.channel, from, to, state);
-    Op::write(state, row * channels + at.channel, out, argmax);
+    fold<Op, N>(in, at.vector, from, to, state);
+    Op::write(state, row * vectors + at.vector, out, argmax);
     return;
   }
   extern __shared__ __align__(16) unsigned char shared_memory[];
@@ -191,12 +188,10 @@ __global__ void __launch_bounds__(256, 4)
     typename Op::Wide state[N];
 #pragma unroll
     for (int c = 0; c < N; c++) Op::clear(state[c]);
-    if (at.active) fold<Op, N>(in, at.channel, share.from, share.to, state);
+    if (at.active) fold<Op, N>(in, at.vector, share.from, share.to, state);
     merge_states<Op>(at, state, shared);
     if (at.active && at.group == 0) {
-      typename Op::Wide* to = partial + (2 * static_cast<int64_t>(blockIdx.x) + end) * channels;
-#pragma unroll
-      for (int c = 0; c < N; c++) to[at.channel + c] = state[c];
+      store_all(partial, (2 * static_cast<int64_t>(blockIdx.x) + end) * vectors + at.vector, state);
     }
   }
 }
@@ -204,14 +199,14 @@ __global__ void __launch_bounds__(256, 4)
 // Merges what reduce_rows left of rows of more than `tile` pairs, each in the block that its first
 // tile comes to.
 template <class Op, int N>
-__global__ void __launch_bounds__(256, 4)
-    merge_tiles(const typename Op::Wide* __restrict__ partial, int64_t channels,
+__global__ void __launch_bounds__(256, BLOCKS<N>)
+    merge_tiles(const typename Op::Wide* __restrict__ partial, int64_t vectors,
                 const int32_t* __restrict__ starts, const int32_t* __restrict__ ends, int64_t tile,
                 int64_t tiles, int64_t lanes, typename Op::Element* __restrict__ out,
                 int64_t* __restrict__ argmax) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   typename Op::Wide* shared = reinterpret_cast<typename Op::Wide*>(shared_memory);
-  const Lanes<N> at(lanes, channels);
+  const Lanes at(lanes, vectors);
   for (int64_t first = blockIdx.x; first < tiles; first += gridDim.x) {
     for (int end = 0; end < 2; end++) {
       const int32_t row = ends[2 * first + end];
@@ -222,12 +217,13 @@ __global__ void __launch_bounds__(256, 4)
 #pragma unroll
       for (int c = 0; c < N; c++) Op::clear(state[c]);
       for (int64_t t = share.from; at.active && t < share.to; t++) {
-        const int64_t from = (2 * t + (t == first ? end : 0)) * channels + at.channel;
+        typename Op::Wide part[N];
+        load_all(partial, (2 * t + (t == first ? end : 0)) * vectors + at.vector, part);
 #pragma unroll
-        for (int c = 0; c < N; c++) Op::merge(state[c], partial[from + c]);
+        for (int c = 0; c < N; c++) Op::merge(state[c], part[c]);
       }
       merge_states<Op>(at, state, shared);
-      if (at.active && at.group == 0) Op::write(state, row * channels + at.channel, out, argmax);
+      if (at.active && at.group == 0) Op::write(state, row * vectors + at.vector, out, argmax);
     }
   }
 }
@@ -238,7 +234,7 @@ template <class Unit>
 __global__ void gather_rows(const Unit* __restrict__ src, int64_t num_in, int64_t units,
                             const int64_t* __restrict__ index, int64_t rows, int64_t lanes,
                             Unit* __restrict__ out, bool* __restrict__ inside) {
-  const Lanes<1> at(lanes, units);
+  const Lanes at(lanes, units);
   constexpr int EACH = 4;  // rows of a group
   if (!at.active) return;
   const int64_t first = static_cast<int64_t>(blockIdx.x) * at.groups * EACH + at.group;
@@ -249,12 +245,12 @@ __global__ void gather_rows(const Unit* __restrict__ src, int64_t num_in, int64_
     const int64_t row = to < rows ? index[to] : -1;
     if (inside != nullptr && (row < -1 || row >= num_in)) *inside = false;
     values[i] = Unit{};
-    if (row >= 0 && row < num_in) values[i] = src[row * units + at.channel];
+    if (row >= 0 && row < num_in) values[i] = src[row * units + at.vector];
   }
 #pragma unroll
   for (int i = 0; i < EACH; i++) {
     const int64_t to = first + i * at.groups;
-    if (to < rows) out[to * units + at.channel] = values[i];
+    if (to < rows) out[to * units + at.vector] = values[i];
   }
 }
 
@@ -263,14 +259,14 @@ template <class Unit>
 __global__ void gather_elements(const Unit* __restrict__ src, int64_t num_in, int64_t channels,
                                 const int64_t* __restrict__ index, int64_t rows, int64_t lanes,
                                 Unit* __restrict__ out, bool* __restrict__ inside) {
-  const Lanes<1> at(lanes, channels);
+  const Lanes at(lanes, channels);
   const int64_t to = static_cast<int64_t>(blockIdx.x) * at.groups + at.group;
   if (!at.active || to >= rows) return;
-  const int64_t row = index[to * channels + at.channel];
+  const int64_t row = index[to * channels + at.vector];
   if (inside != nullptr && (row < -1 || row >= num_in)) *inside = false;
   Unit value{};
-  if (row >= 0 && row < num_in) value = src[row * channels + at.channel];
-  out[to * channels + at.channel] = value;
+  if (row >= 0 && row < num_in) value = src[row * channels + at.vector];
+  out[to * channels + at.vector] = value;
 }
 
 // places[i, c] = index[i, c] * channels + c, where an element goes in (num_rows, channels); -1
@@ -278,13 +274,13 @@ __global__ void gather_elements(const Unit* __restrict__ src, int64_t num_in, in
 __global__ void element_places(const int64_t* __restrict__ index, int64_t rows, int64_t channels,
                                int64_t num_rows, int64_t lanes, int64_t* __restrict__ places,
                                bool* __restrict__ inside) {
-  const Lanes<1> at(lanes, channels);
+  const Lanes at(lanes, channels);
   const int64_t from = static_cast<int64_t>(blockIdx.x) * at.groups + at.group;
   if (!at.active || from >= rows) return;
-  const int64_t row = index[from * channels + at.channel];
-  if (row < -1 || row >= num_rows) *inside = false;
-  places[from * channels + at.channel] =
-      row < 0 || row >= num_rows ? -1 : row * channels + at.channel;
+  const int64_t row = index[from * channels + at.vector];
+  if (inside != nullptr && (row < -1 || row >= num_rows)) *inside = false;
+  places[from * channels + at.vector] =
+      row < 0 || row >= num_rows ? -1 : row * channels + at.vector;
 }
 
 }  // namespace pointlib

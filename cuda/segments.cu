@@ -5,14 +5,14 @@
 namespace pointlib {
 
 // Sort keys of output rows: the row, or `rows` (the last) for a pair that goes nowhere. `inside`
-// was true, and becomes false where a row is neither -1 nor in [0, rows).
+// (unless null) was true, and becomes false where a row is neither -1 nor in [0, rows).
 template <class Index, class Key>
 __global__ void segment_keys(const Index* __restrict__ index, int64_t pairs, int64_t rows,
                              Key* __restrict__ keys, bool* __restrict__ inside) {
   const int64_t pair = global_thread();
   if (pair >= pairs) return;
   const int64_t row = index[pair];
-  if (row < -1 || row >= rows) *inside = false;
+  if (inside != nullptr && (row < -1 || row >= rows)) *inside = false;
   keys[pair] = static_cast<Key>(row < 0 || row >= rows ? rows : row);
 }
 
@@ -58,7 +58,7 @@ __global__ void segment_pairs(const Key* __restrict__ keys, const int64_t* __res
     const int64_t number = order[thread];
     int64_t row = in_index == nullptr ? number / each : in_index[number];
     if (row < -1 || row >= num_in) {
-      *inside = false;
+      if (inside != nullptr) *inside = false;
       row = -1;
     }
     source[thread] = static_cast<int32_t>(row);

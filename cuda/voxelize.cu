@@ -7,12 +7,12 @@ namespace pointlib {
 // index -1 or weight 0 is not read. `inside` (unless null) was true, and becomes false where an
 // index is neither -1 nor in [0, num_in).
 template <class T, int N>
-__global__ void __launch_bounds__(256, 4)
-    devoxelize(const T* __restrict__ src, int64_t num_in, int64_t channels,
+__global__ void __launch_bounds__(256, BLOCKS<N>)
+    devoxelize(const T* __restrict__ src, int64_t num_in, int64_t vectors,
                const int64_t* __restrict__ index, const accumulator<T>* __restrict__ weights,
                int64_t points, int64_t corners, int64_t lanes, T* __restrict__ out,
                bool* __restrict__ inside) {
-  const Lanes<N> at(lanes, channels);
+  const Lanes at(lanes, vectors);
   const int64_t point = static_cast<int64_t>(blockIdx.x) * at.groups + at.group;
   if (!at.active || point >= points) return;
   accumulator<T> total[N];
@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(256, 4)
     }
 #pragma unroll
     for (int k = 0; k < AHEAD; k++)
-      if (row[k] >= 0) values[k] = load<N>(src + row[k] * channels + at.channel);
+      if (row[k] >= 0) values[k] = load<N>(src, row[k] * vectors + at.vector);
 #pragma unroll
     for (int k = 0; k < AHEAD; k++) {
       if (row[k] < 0) continue;
@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(256, 4)
   Pack<T, N> values;
 #pragma unroll
   for (int c = 0; c < N; c++) values.at[c] = narrow<T>(total[c]);
-  store(out + point * channels + at.channel, values);
+  store(out, point * vectors + at.vector, values);
 }
 
 }  // namespace pointlib

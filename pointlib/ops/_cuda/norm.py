@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cuda import engine
-from pointlib.ops._cuda.rows import BLOCK, ELEMENTS, accumulator, feature_layout, widest
+from pointlib.ops._cuda.rows import BLOCK, ELEMENTS, accumulator, feature_layout, parameter, widest
 
 SOURCE = "norm.cu"
 ROWS_OF_GROUP = 8
@@ -31,7 +31,7 @@ def batch_norm(
     """The layer's output, and the mean and biased variance of each channel."""
     feats, (rows, channels) = feats.contiguous(), feats.shape
     added = None if residual is None else residual.contiguous()
-    scale, shift = _parameter(weight, feats), _parameter(bias, feats)
+    scale, shift = parameter(weight, feats), parameter(bias, feats)
     sums, out = accumulator(feats.dtype), torch.empty_like(feats)
     mean, var, gain = (feats.new_empty(channels, dtype=sums) for _ in range(3))
     if not out.numel():
@@ -40,7 +40,7 @@ def batch_norm(
     rows_per_block = _rows_per_block(rows, share.groups)
     grid = (engine.ceil_div(rows, rows_per_block), share.columns)
     means, squares = (feats.new_empty(grid[0], channels, dtype=sums) for _ in range(2))
-    sizes = (rows, channels, rows_per_block, share.lanes)
+    sizes = (rows, share.vectors, rows_per_block, share.lanes)
     engine.launch(
         *(SOURCE, _kernel("moments", feats.dtype, share.vector), grid, BLOCK),
         *(feats, *sizes, means, squares),
@@ -79,35 +79,30 @@ def batch_norm_backward(
     grad_weight, grad_bias = (feats.new_empty(channels, dtype=sums) for _ in range(2))
     if not feats.numel():
         return grad_feats, grad_weight.zero_(), grad_bias.zero_(), grad_residual
-    mean, factors = mean.contiguous(), feats.new_empty(3, channels, dtype=sums)
+    centre, factors = parameter(mean, feats), feats.new_empty(3, channels, dtype=sums)
     passed = grad_residual if with_residual else None
     share = feature_layout(channels, grad, activated, feats, grad_feats, passed)
     rows_per_block = _rows_per_block(rows, share.groups)
     grid = (engine.ceil_div(rows, rows_per_block), share.columns)
     totals, products = (feats.new_empty(grid[0], channels, dtype=sums) for _ in range(2))
-    sizes = (rows, channels, rows_per_block, share.lanes)
+    sizes = (rows, share.vectors, rows_per_block, share.lanes)
     inputs = (grad, activated, *_halves(negative_slope), feats)
     engine.launch(
         *(SOURCE, _kernel("grad_moments", feats.dtype, share.vector), grid, BLOCK),
-        *(*inputs, *sizes, mean, totals, products),
+        *(*inputs, *sizes, centre, totals, products),
         shared_bytes=2 * share.vector * BLOCK * sums.itemsize,
     )
     engine.launch(
         *(SOURCE, _finish_kernel("grad_moments", sums), _finish_grid(channels), BLOCK),
-        *(totals, products, grid[0], rows, channels, _parameter(weight, feats)),
-        *(var.contiguous(), *_halves(eps), grad_weight, grad_bias, factors),
+        *(totals, products, grid[0], rows, channels, parameter(weight, feats)),
+        *(parameter(var, feats), *_halves(eps), grad_weight, grad_bias, factors),
         shared_bytes=8 * BLOCK,
     )
     engine.launch(
         *(SOURCE, _kernel("grad_normalize", feats.dtype, share.vector), grid, BLOCK),
-        *(*inputs, *sizes, mean, factors, grad_feats, passed),
+        *(*inputs, *sizes, centre, factors, grad_feats, passed),
     )
     return grad_feats, grad_weight, grad_bias, grad_residual
-
-
-def _parameter(value: Tensor | None, feats: Tensor) -> Tensor | None:
-    """(C,) in the dtype that the features are summed in."""
-    return None if value is None else value.detach().to(accumulator(feats.dtype)).contiguous()
 
 
 def _rows_per_block(rows: int, groups: int) -> int:

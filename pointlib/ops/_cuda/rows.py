@@ -27,12 +27,14 @@ class Layout(NamedTuple):
 
     Attributes:
         vector: Channels of a thread.
+        vectors: Of a row.
         lanes: Threads of a row.
         groups: Rows of a block.
         columns: Blocks side by side that a row takes.
     """
 
     vector: int
+    vectors: int
     lanes: int
     groups: int
     columns: int
@@ -46,7 +48,7 @@ def layout(vectors: int, vector: int = 1) -> Layout:
     """Share out rows of `vectors` (>= 1) vectors of `vector` channels."""
     columns = engine.ceil_div(vectors, MAX_LANES)
     lanes = engine.ceil_div(vectors, columns)
-    return Layout(vector, lanes, BLOCK // lanes, columns)
+    return Layout(vector, vectors, lanes, BLOCK // lanes, columns)
 
 
 def feature_layout(channels: int, *feats: Tensor | None) -> Layout:
@@ -62,6 +64,14 @@ def feature_layout(channels: int, *feats: Tensor | None) -> Layout:
     if channels % vector or not aligned:
         vector = 1
     return layout(channels // vector, vector)
+
+
+def parameter(value: Tensor | None, feats: Tensor) -> Tensor | None:
+    """A parameter (C,) in the dtype that the features are summed in, aligned for vectors."""
+    if value is None:
+        return None
+    value = value.detach().to(accumulator(feats.dtype)).contiguous()
+    return value if value.data_ptr() % VECTOR_BYTES == 0 else value.clone()
 
 
 def widest(dtype: torch.dtype) -> int:

@@ -65,12 +65,19 @@ def gather_rows(src: Tensor, index: Tensor) -> Tensor:
     out = src.new_empty(rows, channels)
     if not out.numel():
         return out
-    flag, unit = range_flag(index, len(src)), _unit(channels * src.element_size(), src, out)
-    units = channels * src.element_size() // unit
-    share = layout(units)
+    row_bytes, flag = channels * src.element_size(), range_flag(index, len(src))
+    unit = _unit(row_bytes, src, out)
+    share = layout(row_bytes // unit)
     engine.launch(
         *(SOURCE, _gather_kernel("rows", unit), share.grid(rows, GATHER_EACH), BLOCK),
-        *(_as_units(src, unit), len(src), units, index.long().contiguous(), rows, share.lanes),
+        *(
+            _as_units(src, unit),
+            len(src),
+            share.vectors,
+            index.long().contiguous(),
+            rows,
+            share.lanes,
+        ),
         *(_as_units(out, unit), flag),
     )
     assert_in_range(flag, index, len(src), "gather_rows")
@@ -157,7 +164,7 @@ def _reduce(
     pair = found.pair if keep_pair else None
     grid = (tiles + share.grid(num_out)[0], share.columns)
     engine.launch(
-        *(SOURCE, f"pointlib::reduce_rows<{name}>", grid, BLOCK, src, channels, found.source),
+        *(SOURCE, f"pointlib::reduce_rows<{name}>", grid, BLOCK, src, share.vectors, found.source),
         *(pair, weights, found.starts, found.ends, num_out, TILE, tiles, share.lanes),
         *(partial, out, argmax),
         shared_bytes=shared_bytes,
@@ -165,7 +172,7 @@ def _reduce(
     if tiles:
         merge = (min(tiles, MERGE_BLOCKS), share.columns)
         engine.launch(
-            *(SOURCE, f"pointlib::merge_tiles<{name}>", merge, BLOCK, partial, channels),
+            *(SOURCE, f"pointlib::merge_tiles<{name}>", merge, BLOCK, partial, share.vectors),
             *(found.starts, found.ends, TILE, tiles, share.lanes, out, argmax),
             shared_bytes=shared_bytes,
         )

@@ -27,8 +27,8 @@ def devoxelize(feats: Tensor, index: Tensor, weights: Tensor) -> Tensor:
     factors = weights.to(accumulator(feats.dtype)).contiguous()
     engine.launch(
         *(SOURCE, _kernel(feats.dtype, share.vector), share.grid(points), BLOCK, feats),
-        *(*feats.shape, index.long().contiguous(), factors, points, corners, share.lanes),
-        *(out, flag),
+        *(len(feats), share.vectors, index.long().contiguous(), factors, points, corners),
+        *(share.lanes, out, flag),
     )
     assert_in_range(flag, index, len(feats), "devoxelize")
     return out
