@@ -28,12 +28,12 @@ __device__ __forceinline__ void for_each_tap(const uint32_t* __restrict__ mask,
 // weight (K, group_in, c_out), group_in = c_in / groups; out channel c reads the group_in inputs of
 // its group.
 template <class T>
-__global__ void grouped_conv(const T* __restrict__ feats, const T* __restrict__ weight,
-                             const T* __restrict__ bias, const uint32_t* __restrict__ mask,
-                             const int32_t* __restrict__ row_ptr,
-                             const int32_t* __restrict__ neighbours, T* __restrict__ out,
-                             int64_t rows, int64_t words, int64_t c_in, int64_t c_out,
-                             int64_t groups) {
+__global__ void __launch_bounds__(256)
+    grouped_conv(const T* __restrict__ feats, const T* __restrict__ weight,
+                 const T* __restrict__ bias, const uint32_t* __restrict__ mask,
+                 const int32_t* __restrict__ row_ptr, const int32_t* __restrict__ neighbours,
+                 T* __restrict__ out, int64_t rows, int64_t words, int64_t c_in, int64_t c_out,
+                 int64_t groups) {
   const int64_t at = global_thread();
   if (at >= rows * c_out) return;
   const int64_t row = at / c_out, column = at % c_out;
@@ -51,11 +51,11 @@ __global__ void grouped_conv(const T* __restrict__ feats, const T* __restrict__ 
 
 // The same with one input and one output channel a group; COLUMNS channels a thread.
 template <class T, int COLUMNS>
-__global__ void depthwise_conv(const T* __restrict__ feats, const T* __restrict__ weight,
-                               const T* __restrict__ bias, const uint32_t* __restrict__ mask,
-                               const int32_t* __restrict__ row_ptr,
-                               const int32_t* __restrict__ neighbours, T* __restrict__ out,
-                               int64_t rows, int64_t words, int64_t channels) {
+__global__ void __launch_bounds__(256)
+    depthwise_conv(const T* __restrict__ feats, const T* __restrict__ weight,
+                   const T* __restrict__ bias, const uint32_t* __restrict__ mask,
+                   const int32_t* __restrict__ row_ptr, const int32_t* __restrict__ neighbours,
+                   T* __restrict__ out, int64_t rows, int64_t words, int64_t channels) {
   const int64_t pieces = channels / COLUMNS, at = global_thread();
   if (at >= rows * pieces) return;
   const int64_t row = at / pieces, column = at % pieces;

@@ -25,15 +25,15 @@ __device__ __forceinline__ void add_chunk(const T* feats, const T* grad, const i
   const int64_t chunk = blockIdx.x / (tiles_m * tiles_n), tile = blockIdx.x % (tiles_m * tiles_n);
   const int64_t first_m = tile / tiles_n * TILE_M, first_n = tile % tiles_n * TILE_N;
   const int64_t begin = bounds[chunk], end = bounds[chunk + 1];
-  const int64_t steps = (end - begin + DEPTH - 1) / DEPTH;
+  const int steps = static_cast<int>((end - begin + DEPTH - 1) / DEPTH);
 
   Left left;
   Right right;
-  const auto look_up = [&](int64_t step) {  // a step ahead of copy, for an address waits on it
+  const auto look_up = [&](int step) {  // a step ahead of copy, for an address waits on it
     left.look_up(in_index, begin + step * DEPTH, end);
     right.look_up(out_index, begin + step * DEPTH, end);
   };
-  const auto copy = [&](int64_t step) {
+  const auto copy = [&](int step) {
     if (step < steps) {
       T* stage = panels + step % STAGES * STAGE;
       left.copy(stage, feats, c_in, first_m, feats_vectors);
@@ -45,8 +45,8 @@ __device__ __forceinline__ void add_chunk(const T* feats, const T* grad, const i
 
   Tile product;
   look_up(0);
-  for (int64_t step = 0; step < STAGES - 1; ++step) copy(step);
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int step = 0; step < STAGES - 1; ++step) copy(step);
+  for (int step = 0; step < steps; ++step) {
     wait_for_stage();
     __syncthreads();
     copy(step + STAGES - 1);
@@ -84,7 +84,7 @@ __global__ void __launch_bounds__(ExactTile<T, TILE_M, TILE_N, DEPTH, true>::THR
 // reads the group_in inputs of its group. A warp has 32 elements of the result and every eighth
 // pair; the warps' sums are added in order.
 template <class T>
-__global__ void __launch_bounds__(256)
+__global__ void __launch_bounds__(256, 1)
     weight_grad_grouped(const T* __restrict__ feats, const T* __restrict__ grad,
                         const int* __restrict__ in_index, const int* __restrict__ out_index,
                         const int64_t* __restrict__ bounds, accumulator<T>* __restrict__ partial,

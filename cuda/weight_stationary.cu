@@ -37,7 +37,7 @@ __device__ __forceinline__ void multiply_chunk(const T* feats, const T* weight, 
   const int64_t tiles = (c_out + TILE_N - 1) / TILE_N;
   const int64_t chunk = blockIdx.x / tiles, first_n = blockIdx.x % tiles * TILE_N;
   const int64_t begin = bounds[chunk], end = bounds[chunk + 1], tap = taps[chunk];
-  const int64_t steps = (c_in + DEPTH - 1) / DEPTH;
+  const int steps = static_cast<int>((c_in + DEPTH - 1) / DEPTH);
   weight += tap * c_in * c_out;
   for (int i = threadIdx.x; i < end - begin; i += Tile::THREADS) {
     const int64_t pair = begin + i;
@@ -48,7 +48,7 @@ __device__ __forceinline__ void multiply_chunk(const T* feats, const T* weight, 
   Left left;
   Right right;
   left.look_up(in_index, begin, end);
-  const auto copy = [&](int64_t step) {
+  const auto copy = [&](int step) {
     if (step < steps) {
       T* stage = panels + step % STAGES * STAGE;
       left.copy(stage, feats, c_in, step * DEPTH, feats_vectors);
@@ -59,8 +59,8 @@ __device__ __forceinline__ void multiply_chunk(const T* feats, const T* weight, 
   };
 
   Tile product;
-  for (int64_t step = 0; step < STAGES - 1; ++step) copy(step);
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int step = 0; step < STAGES - 1; ++step) copy(step);
+  for (int step = 0; step < steps; ++step) {
     wait_for_stage();
     __syncthreads();
     copy(step + STAGES - 1);
@@ -74,7 +74,7 @@ __device__ __forceinline__ void multiply_chunk(const T* feats, const T* weight, 
 }
 
 template <class T, int TILE_M, int TILE_N, int DEPTH>
-__global__ void __launch_bounds__(TensorCoreTile<T, TILE_M, TILE_N, DEPTH, false>::THREADS)
+__global__ void __launch_bounds__(TensorCoreTile<T, TILE_M, TILE_N, DEPTH, false>::THREADS, 1)
     multiply_tensor(const T* feats, const T* weight, const int* in_index, const int* out_index,
                     const int64_t* bounds, const int64_t* taps, const uint32_t* mask,
                     const int32_t* row_ptr, float* products, int64_t words, int64_t c_in,
@@ -101,10 +101,10 @@ __global__ void __launch_bounds__(ExactTile<T, TILE_M, TILE_N, DEPTH, false>::TH
 // says in which row of products a slot's product is; null where it is the slot's. Without row_ptr a
 // row has the one product of its number.
 template <class T, class Product, int COLUMNS>
-__global__ void add_products(const Product* __restrict__ products,
-                             const int32_t* __restrict__ places,
-                             const int32_t* __restrict__ row_ptr, const T* __restrict__ bias,
-                             T* __restrict__ out, int64_t rows, int64_t c_out) {
+__global__ void __launch_bounds__(256)
+    add_products(const Product* __restrict__ products, const int32_t* __restrict__ places,
+                 const int32_t* __restrict__ row_ptr, const T* __restrict__ bias,
+                 T* __restrict__ out, int64_t rows, int64_t c_out) {
   const int64_t pieces = c_out / COLUMNS, at = global_thread();
   if (at >= rows * pieces) return;
   const int64_t row = at / pieces, column = at % pieces * COLUMNS;
