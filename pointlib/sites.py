@@ -135,6 +135,16 @@ class SiteMaps:
             found = self._generative[number][spec.key] = (fine, kernel_map)
         return found
 
+    @property
+    def members(self) -> tuple[Sites, ...]:
+        """All Sites so far, the input's first."""
+        return tuple(self._members)
+
+    def built_from(self, sites: Sites) -> dict[str, KernelMap]:
+        """The maps from `sites` so far, by the key of their spec; not the generative ones."""
+        outgoing = self._outgoing.get(self._number_of(sites), {})
+        return {key: kernel_map for key, (_, kernel_map) in outgoing.items()}
+
     def point_cache(self, sites: Sites) -> dict[Any, Any]:
         """What is kept for the voxels of `sites` seen as points; see PointTensor."""
         return self._point_caches.setdefault(self._number_of(sites), {})
@@ -161,3 +171,44 @@ class SiteMaps:
         x, y, z = (mine * step for mine, step in zip(sites.stride, spec.stride, strict=True))
         shape = None if sites.spatial_shape is None else spec.output_shape(sites.spatial_shape)
         return self._add(coords, (x, y, z), shape, sites.batch_size)
+
+
+class FixedMaps(SiteMaps):
+    """Maps that were all built beforehand; asked for another one, it says so.
+
+    Args:
+        members: The Sites, the input's first; they are numbered here.
+        maps: (number of the input Sites, spec, number of the output Sites, KernelMap).
+    """
+
+    def __init__(
+        self, members: Sequence[Sites], maps: Sequence[tuple[int, ConvSpec, int, KernelMap]]
+    ) -> None:
+        super().__init__(members[0])
+        self._members = list(members)
+        for number, sites in enumerate(members):
+            sites.number = number
+        for source, spec, target, kernel_map in maps:
+            self._outgoing.setdefault(source, {})[spec.key] = (members[target], kernel_map)
+            arrivals = self._incoming.setdefault(target, {})
+            arrivals[spec.key] = (members[source], kernel_map.transpose())
+
+    def conv(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
+        """As in SiteMaps, for a map that is there.
+
+        Raises:
+            ValueError: If it is not.
+        """
+        if spec.key not in self._outgoing.get(self._number_of(sites), {}):
+            raise ValueError(f"FixedMaps: spec must be one that was planned for, got {spec}.")
+        return super().conv(sites, spec)
+
+    def generative(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
+        """There are none.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(
+            f"FixedMaps: a generative convolution makes as many voxels as it finds, got {spec}."
+        )

@@ -3,6 +3,14 @@
 from __future__ import annotations
 
 from pointlib.deploy.file_prediction import find_point_clouds, predict_files
+from pointlib.deploy.graph import GraphNetwork
 from pointlib.deploy.predictor import Prediction, Predictor, load_predictor
 
-__all__ = ["Prediction", "Predictor", "find_point_clouds", "load_predictor", "predict_files"]
+__all__ = [
+    "GraphNetwork",
+    "Prediction",
+    "Predictor",
+    "find_point_clouds",
+    "load_predictor",
+    "predict_files",
+]

@@ -178,6 +178,7 @@ class PyramidPlan:
                 *(*search.arguments, is_reversed, words, part, own_ptr),
                 *(self.num_neighbours, neighbours, status),
             )
+        mask.mul_(status == 0)  # or kernels would look for neighbours that have no place
         return mask, row_ptr, neighbours, self._order(mask)
 
     def _search(self, found: _LevelSites, bounds: Tensor, spec: ConvSpec) -> _Search:

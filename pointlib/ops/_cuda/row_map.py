@@ -99,6 +99,16 @@ def row_map(
     return RowMap(*known.rows, known.orders[splits], split_ptr(volume, splits))
 
 
+def remember_rows(
+    in_index: Tensor, out_index: Tensor, offset_ptr: Tensor, num_out: int, rows: RowMap
+) -> None:
+    """Tell `row_map` of rows that were found without pairs; the three tensors then only stand for them."""
+    found, orders = rows[:3], {rows.order.shape[0]: rows.order, 0: rows.order[:0]}
+    state = state_of(in_index)
+    known = _Known(WeakIdRef(in_index), state, offset_ptr.clone(), num_out, found, orders)
+    _known.put(out_index, known)
+
+
 def is_known(in_index: Tensor, out_index: Tensor) -> bool:
     """Whether `row_map` has the row form of these pairs already; not of their transpose."""
     return _find(in_index, out_index) is not None

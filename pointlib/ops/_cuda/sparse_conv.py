@@ -39,8 +39,10 @@ def sparse_conv(
 def carry_out(
     feats: Tensor, weight: Tensor, bias: Tensor | None, pairs: Pairs, dataflow: Dataflow | None
 ) -> Tensor:
-    """Convolve by a dataflow; None leaves the choice to the prior of the implicit GEMM."""
+    """Convolve by a dataflow; None, or one that needs pairs where there are rows alone, is left to the prior."""
     if dataflow is not None and dataflow.kind != "output_stationary":
+        if pairs.offset_ptr is not None and int(pairs.offset_ptr[-1]) != pairs.statistics.num_pairs:
+            return convolve([feats], weight, pairs, Epilogue(shift=bias))
         tap_by_tap = fetch_on_demand if dataflow.kind == "fetch_on_demand" else gather_scatter
         return tap_by_tap(feats, weight, bias, *pairs[:4])
     plan = None if dataflow is None else Plan.of(dataflow, is_exact(feats))
