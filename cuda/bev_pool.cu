@@ -11,39 +11,39 @@ constexpr int BEV_ROWS = 4;    // that a lane reads before it adds them
 constexpr int BEV_LONG = 256;  // points above which all warps of a block share a cell
 constexpr int BEV_DOTS = 8;    // points whose depth gradients are added up together
 
-// The lanes of a warp as `slices` rows of `lanes` vectors of N channels from `first` on.
-template <int N>
+// The lanes of a warp as `slices` rows of `lanes` vectors from vector `first` on.
 struct WarpLanes {
   int thread, lanes, slices, slice;
-  int64_t channel;
+  int64_t vector;
   bool active;
 
-  __device__ WarpLanes(int64_t lanes_of_row, int64_t first, int64_t channels)
+  __device__ WarpLanes(int64_t lanes_of_row, int64_t first, int64_t vectors)
       : thread(static_cast<int>(threadIdx.x) % WARP),
         lanes(static_cast<int>(lanes_of_row)),
         slices(WARP / lanes),
         slice(thread / lanes) {
-    channel = first + static_cast<int64_t>(thread - slice * lanes) * N;
-    active = slice < slices && channel < channels;
+    vector = first + thread - slice * lanes;
+    active = slice < slices && vector < vectors;
   }
   __device__ bool owns() const { return active && slice == 0; }
 };
 
-// What a cell is made of. With LIFT, points are (images, depths, area), feats are the context of
-// (images, area), and depth weighs them; otherwise feats have a row a point.
+// What a cell is made of. Rows are in vectors of N channels. With LIFT, points are (images, depths,
+// area), feats are the context of (images, area), and depth weighs them; otherwise feats have a row
+// a point.
 template <class T>
 struct Frustum {
   const T* feats;
   const accumulator<T>* depth;
   const int* order;
-  int64_t channels;
+  int64_t vectors;  // of a row
   int depths, area;
 };
 
 // Adds the points order[begin .. end), of which warp `warp` of `warps` takes every so-many-th 32.
 template <bool LIFT, class T, int N>
 __device__ inline void add_points(const Frustum<T>& frustum, int begin, int end, int warp,
-                                  int warps, const WarpLanes<N>& at, accumulator<T> (&sum)[N]) {
+                                  int warps, const WarpLanes& at, accumulator<T> (&sum)[N]) {
   for (int first = begin + warp * WARP; first < end; first += warps * WARP) {
     const int count = min(WARP, end - first);
     int row = 0;
@@ -52,7 +52,7 @@ __device__ inline void add_points(const Frustum<T>& frustum, int begin, int end,
       const int point = __ldg(frustum.order + first + at.thread);
       const int plane = frustum.depths * frustum.area;
       row = LIFT ? point / plane * frustum.area + point % frustum.area : point;
-      weight = LIFT ? __ldg(frustum.depth + point) : 1;
+      if (LIFT) weight = __ldg(frustum.depth + point);
     }
     for (int next = 0; next < count; next += BEV_ROWS * at.slices) {
       Pack<T, N> rows[BEV_ROWS];
@@ -61,10 +61,9 @@ __device__ inline void add_points(const Frustum<T>& frustum, int begin, int end,
       for (int u = 0; u < BEV_ROWS; ++u) {
         const int from = next + u * at.slices + at.slice;
         const int64_t source = __shfl_sync(ALL_LANES, row, from % WARP);
-        weights[u] = __shfl_sync(ALL_LANES, weight, from % WARP);
+        weights[u] = LIFT ? __shfl_sync(ALL_LANES, weight, from % WARP) : accumulator<T>(1);
         if (!at.active || from >= count) weights[u] = 0;
-        if (weights[u] != 0)
-          rows[u] = load<N>(frustum.feats + source * frustum.channels + at.channel);
+        if (weights[u] != 0) rows[u] = load<N>(frustum.feats, source * frustum.vectors + at.vector);
       }
 #pragma unroll
       for (int u = 0; u < BEV_ROWS; ++u) {
@@ -78,7 +77,7 @@ __device__ inline void add_points(const Frustum<T>& frustum, int begin, int end,
 
 // Adds what the slices hold to the first one's.
 template <class A, int N>
-__device__ inline void add_slices(const WarpLanes<N>& at, A (&sum)[N]) {
+__device__ inline void add_slices(const WarpLanes& at, A (&sum)[N]) {
   A own[N];
 #pragma unroll
   for (int n = 0; n < N; ++n) own[n] = sum[n];
@@ -89,11 +88,11 @@ __device__ inline void add_slices(const WarpLanes<N>& at, A (&sum)[N]) {
 }
 
 template <class T, int N>
-__device__ inline void write_row(T* to, const accumulator<T> (&sum)[N]) {
+__device__ inline void write_row(T* to, int64_t vector, const accumulator<T> (&sum)[N]) {
   Pack<T, N> row;
 #pragma unroll
   for (int n = 0; n < N; ++n) row.at[n] = narrow<T>(sum[n]);
-  store<N>(to, row);
+  store(to, vector, row);
 }
 
 // out[cell] = sum over the points of the cell of feats, or of depth * context. The cells of a block
@@ -103,14 +102,14 @@ template <class T, int N, bool LIFT>
 __global__ void __launch_bounds__(BEV_WARPS* WARP, BEV_BLOCKS)
     bev_pool(const T* __restrict__ feats, const accumulator<T>* __restrict__ depth,
              const int* __restrict__ order, const int* __restrict__ interval_ptr,
-             T* __restrict__ out, int64_t num_cells, int64_t channels, int64_t lanes,
-             int64_t depths, int64_t area) {
+             T* __restrict__ out, int64_t num_cells, int64_t vectors, int64_t lanes, int64_t depths,
+             int64_t area) {
   using A = accumulator<T>;
   extern __shared__ __align__(16) unsigned char shared_memory[];
   A* const partial = reinterpret_cast<A*>(shared_memory);
   const Frustum<T> frustum{
-      feats, depth, order, channels, static_cast<int>(depths), static_cast<int>(area)};
-  const WarpLanes<N> at(lanes, blockIdx.y * lanes * N, channels);
+      feats, depth, order, vectors, static_cast<int>(depths), static_cast<int>(area)};
+  const WarpLanes at(lanes, blockIdx.y * lanes, vectors);
   const int warp = static_cast<int>(threadIdx.x) / WARP;
 
   const int64_t own = blockIdx.x + static_cast<int64_t>(warp) * gridDim.x;
@@ -122,7 +121,7 @@ __global__ void __launch_bounds__(BEV_WARPS* WARP, BEV_BLOCKS)
       A sum[N] = {};
       add_points<LIFT>(frustum, begin, end, 0, 1, at, sum);
       add_slices(at, sum);
-      if (at.owns()) write_row(out + own * channels + at.channel, sum);
+      if (at.owns()) write_row(out, own * vectors + at.vector, sum);
     }
   }
   if (!__syncthreads_or(is_long)) return;
@@ -142,7 +141,7 @@ __global__ void __launch_bounds__(BEV_WARPS* WARP, BEV_BLOCKS)
       for (int other = 1; other < BEV_WARPS; ++other)
 #pragma unroll
         for (int n = 0; n < N; ++n) sum[n] += partial[(n * BEV_WARPS + other) * WARP + at.thread];
-      write_row(out + cell * channels + at.channel, sum);
+      write_row(out, cell * vectors + at.vector, sum);
     }
     __syncthreads();
   }
@@ -171,19 +170,19 @@ __global__ void __launch_bounds__(BEV_WARPS* WARP, BEV_BLOCKS)
     bev_pool_depth_grad(const T* __restrict__ grad, const accumulator<T>* __restrict__ depth,
                         const T* __restrict__ context, const int64_t* __restrict__ cells,
                         accumulator<T>* __restrict__ grad_depth, T* __restrict__ grad_context,
-                        int64_t pixels, int64_t channels, int64_t depths, int64_t area) {
+                        int64_t pixels, int64_t vectors, int64_t depths, int64_t area) {
   using A = accumulator<T>;
   const int64_t pixel = global_thread() / WARP;
   const int lane = static_cast<int>(threadIdx.x) % WARP;
   if (pixel >= pixels) return;
   const int64_t ray = pixel / area * depths * area + pixel % area;
 
-  for (int64_t first = 0; first < channels; first += WARP * N) {
-    const int64_t channel = first + lane * N;
-    const bool active = channel < channels;
+  for (int64_t first = 0; first < vectors; first += WARP) {
+    const int64_t vector = first + lane;
+    const bool active = vector < vectors;
     A seen[N] = {}, sum[N] = {};
     if (active) {
-      const Pack<T, N> row = load<N>(context + pixel * channels + channel);
+      const Pack<T, N> row = load<N>(context, pixel * vectors + vector);
 #pragma unroll
       for (int n = 0; n < N; ++n) seen[n] = widen(row.at[n]);
     }
@@ -202,7 +201,7 @@ __global__ void __launch_bounds__(BEV_WARPS* WARP, BEV_BLOCKS)
         for (int u = 0; u < BEV_DOTS; ++u) {
           const int64_t from = __shfl_sync(ALL_LANES, cell, next + u);
           there[u] = active && from >= 0;
-          if (there[u]) rows[u] = load<N>(grad + from * channels + channel);
+          if (there[u]) rows[u] = load<N>(grad, from * vectors + vector);
         }
 #pragma unroll
         for (int u = 0; u < BEV_DOTS; ++u) {
@@ -222,7 +221,7 @@ __global__ void __launch_bounds__(BEV_WARPS* WARP, BEV_BLOCKS)
       }
       if (lane < count) grad_depth[point] = first == 0 ? own : grad_depth[point] + own;
     }
-    if (active) write_row(grad_context + pixel * channels + channel, sum);
+    if (active) write_row(grad_context, pixel * vectors + vector, sum);
   }
 }
 

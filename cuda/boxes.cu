@@ -5,6 +5,8 @@
 namespace pointlib {
 
 constexpr int BOX_NUMBERS = 7;
+constexpr int BOX_THREADS = 128;     // of a block, at most
+constexpr int SETTLE_THREADS = 256;  // of settle_suppression's
 
 template <class T>
 struct Box {
@@ -116,8 +118,9 @@ __device__ inline T iou(const Box<T>& one, const Box<T>& two) {
 
 // out (count, num_others). Grid: x over others, y strides over boxes.
 template <class T, bool VOLUME>
-__global__ void box_iou(const T* __restrict__ boxes, const T* __restrict__ others,
-                        T* __restrict__ out, int64_t count, int64_t num_others) {
+__global__ void __launch_bounds__(BOX_THREADS)
+    box_iou(const T* __restrict__ boxes, const T* __restrict__ others, T* __restrict__ out,
+            int64_t count, int64_t num_others) {
   const int64_t column = global_thread();
   if (column >= num_others) return;
   const Box<T> other(others + column * BOX_NUMBERS);
@@ -150,9 +153,10 @@ struct CentreWithin {
 // are not written. Grid: x over words, y strides over rows. limit (1,) holds the threshold or
 // radius.
 template <class T, template <class> class Test>
-__global__ void suppression_masks(const T* __restrict__ rows, const int64_t* __restrict__ groups,
-                                  const T* __restrict__ limit, uint32_t* __restrict__ masks,
-                                  int64_t count, int64_t words) {
+__global__ void __launch_bounds__(BOX_THREADS)
+    suppression_masks(const T* __restrict__ rows, const int64_t* __restrict__ groups,
+                      const T* __restrict__ limit, uint32_t* __restrict__ masks, int64_t count,
+                      int64_t words) {
   const int lane = static_cast<int>(threadIdx.x) % WARP;
   const int64_t word = global_thread() / WARP;
   const int64_t later = word * WARP + lane;
@@ -170,8 +174,9 @@ __global__ void suppression_masks(const T* __restrict__ rows, const int64_t* __r
 // keep[row] = no kept row before it suppresses it. One block: it settles 32 rows at a time, the
 // first warp one after the other among themselves, then all threads mark what the kept ones
 // suppress further on. Shared memory: `words` words of suppressed rows and one of kept ones.
-__global__ void settle_suppression(const uint32_t* __restrict__ masks, bool* __restrict__ keep,
-                                   int64_t count, int64_t words) {
+__global__ void __launch_bounds__(SETTLE_THREADS)
+    settle_suppression(const uint32_t* __restrict__ masks, bool* __restrict__ keep, int64_t count,
+                       int64_t words) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   uint32_t* const suppressed = reinterpret_cast<uint32_t*>(shared_memory);
   const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
@@ -229,9 +234,10 @@ __device__ inline bool contains(const T* box, T x, T y, T z) {
 
 // The lowest box that holds each point, or -1. Shared memory: a tile of `tile` prepared boxes.
 template <class T>
-__global__ void points_in_boxes(const T* __restrict__ points, const T* __restrict__ boxes,
-                                int64_t* __restrict__ out, int64_t num_points, int64_t num_boxes,
-                                int64_t tile) {
+__global__ void __launch_bounds__(BOX_THREADS)
+    points_in_boxes(const T* __restrict__ points, const T* __restrict__ boxes,
+                    int64_t* __restrict__ out, int64_t num_points, int64_t num_boxes,
+                    int64_t tile) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   T* const prepared = reinterpret_cast<T*>(shared_memory);
   const int64_t point = global_thread();
@@ -257,8 +263,9 @@ __global__ void points_in_boxes(const T* __restrict__ points, const T* __restric
 // out (num_points, num_boxes). Threads along x take one box each, blocks along y stride over
 // points.
 template <class T>
-__global__ void points_in_boxes_all(const T* __restrict__ points, const T* __restrict__ boxes,
-                                    bool* __restrict__ out, int64_t num_points, int64_t num_boxes) {
+__global__ void __launch_bounds__(BOX_THREADS)
+    points_in_boxes_all(const T* __restrict__ points, const T* __restrict__ boxes,
+                        bool* __restrict__ out, int64_t num_points, int64_t num_boxes) {
   const int64_t box = global_thread();
   if (box >= num_boxes) return;
   T prepared[TEST_NUMBERS];

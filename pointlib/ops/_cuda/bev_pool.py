@@ -13,6 +13,8 @@ from pointlib.ops._cuda.rows import ELEMENTS, VECTOR_BYTES, accumulator, widest
 SOURCE = "bev_pool.cu"
 WARP, WARPS = 32, 8
 """Threads of a warp and warps of a block, as in bev_pool.cu."""
+GRAD_VECTOR = 4
+"""Most channels of a lane of bev_pool_depth_grad, which has the pixels' own in registers too."""
 
 
 def bev_pool_intervals(cells: Tensor, num_cells: int) -> tuple[Tensor, Tensor]:
@@ -50,12 +52,12 @@ def bev_pool_depth_grad(
     grad_depth, grad_context = torch.empty_like(depth), torch.empty_like(context)
     if not channels or not depths:
         return grad_depth.zero_(), grad_context.zero_()
-    vector = _vector(channels, grad, context, grad_context)
+    vector = _vector(channels, GRAD_VECTOR, grad, context, grad_context)
     engine.launch(
         *(SOURCE, _kernel("bev_pool_depth_grad", grad.dtype, vector)),
         *(engine.ceil_div(images * area, WARPS), WARPS * WARP),
         *(grad, depth, context, cells.contiguous(), grad_depth, grad_context),
-        *(images * area, channels, depths, area),
+        *(images * area, channels // vector, depths, area),
     )
     return grad_depth, grad_context
 
@@ -67,23 +69,23 @@ def _pool(
     out = feats.new_empty(num_cells, channels)
     if not channels:
         return out
-    vector = _vector(channels, feats, out)
-    lanes = min(channels // vector, WARP)
-    columns = engine.ceil_div(channels // vector, lanes)
-    lanes = engine.ceil_div(channels // vector, columns)
+    vector = _vector(channels, widest(feats.dtype), feats, out)
+    vectors = channels // vector
+    columns = engine.ceil_div(vectors, WARP)
+    lanes = engine.ceil_div(vectors, columns)
     engine.launch(
         *(SOURCE, _kernel("bev_pool", feats.dtype, vector, depth is not None)),
         *((engine.ceil_div(num_cells, WARPS), columns), WARPS * WARP),
         *(feats, depth, order.contiguous(), interval_ptr.contiguous(), out),
-        *(num_cells, channels, lanes, *plane),
+        *(num_cells, vectors, lanes, *plane),
         shared_bytes=WARPS * WARP * vector * accumulator(feats.dtype).itemsize,
     )
     return out
 
 
-def _vector(channels: int, *feats: Tensor) -> int:
-    """Channels of a lane: 16 bytes where every tensor has whole and aligned ones."""
-    vector = widest(feats[0].dtype)
+def _vector(channels: int, most: int, *feats: Tensor) -> int:
+    """Channels of a lane: 16 bytes, or `most`, where every tensor has whole and aligned ones."""
+    vector = min(widest(feats[0].dtype), most)
     aligned = all(t.data_ptr() % VECTOR_BYTES == 0 for t in feats)
     return vector if channels % vector == 0 and aligned else 1
 
@@ -100,4 +102,5 @@ def variants(capability: int) -> Iterator[tuple[str, str]]:
         for vector in (1, widest(dtype)):
             yield SOURCE, _kernel("bev_pool", dtype, vector, False)
             yield SOURCE, _kernel("bev_pool", dtype, vector, True)
+        for vector in (1, min(widest(dtype), GRAD_VECTOR)):
             yield SOURCE, _kernel("bev_pool_depth_grad", dtype, vector)

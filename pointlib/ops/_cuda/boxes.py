@@ -46,9 +46,11 @@ def circle_nms_keep(centres: Tensor, groups: Tensor | None, radius: float) -> Te
 def points_in_boxes(points: Tensor, boxes: Tensor) -> Tensor:
     """Lowest box that holds each point, or -1."""
     out = points.new_empty(len(points), dtype=torch.int64)
+    kernel, grid = _kernel("points_in_boxes", points.dtype), engine.ceil_div(len(points), BLOCK)
+    tensors = (points.contiguous(), boxes.contiguous(), out)
     engine.launch(
-        *(SOURCE, _kernel("points_in_boxes", points.dtype), engine.ceil_div(len(points), BLOCK)),
-        *(BLOCK, points.contiguous(), boxes.contiguous(), out, len(points), len(boxes), BOX_TILE),
+        *(SOURCE, kernel, grid, BLOCK),
+        *(*tensors, len(points), len(boxes), BOX_TILE),
         shared_bytes=BOX_TILE * TEST_NUMBERS * points.element_size(),
     )
     return out
