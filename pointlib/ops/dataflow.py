@@ -26,7 +26,7 @@ TILES_PER_THREAD = 4
 """So that threads which got easier tiles find more."""
 
 Operation = Literal["forward", "grad_weight"]
-Kind = Literal["output_stationary", "fetch_on_demand", "gather_scatter"]
+Kind = Literal["output_stationary", "fetch_on_demand", "gather_scatter", "split_pairs"]
 
 
 class MapStatistics(NamedTuple):
@@ -96,7 +96,7 @@ class Dataflow:
     On the CPU all of them give the same bits. On a GPU each gives the same bits run after run.
 
     Attributes:
-        tile_rows: Output rows of a tile.
+        tile_rows: Output rows of a tile; for "split_pairs", a weight gradient, the pairs that are summed together.
         tile_channels: Output channels of a tile; 0 for all.
         splits: Parts that the taps are divided into, each with its own order of rows; 0 where rows stay in place.
         kind: What stays while the rest streams by.
@@ -111,6 +111,8 @@ class Dataflow:
 
     def __str__(self) -> str:
         name = self.kind.replace("_", " ")
+        if self.kind == "split_pairs":
+            return f"{name} by {self.tile_rows}"
         if self.kind != "output_stationary":
             return name
         sizes = (self.tile_rows, self.tile_channels, self.slice_bytes)

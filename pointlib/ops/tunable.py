@@ -14,6 +14,7 @@ from pointlib.ops._cuda import engine as cuda_engine
 from pointlib.ops._cuda import implicit_gemm, sparse_conv
 from pointlib.ops._cuda.gemm_tiles import candidate_plans, redundancy
 from pointlib.ops._cuda.row_map import row_map
+from pointlib.ops._cuda.weight_grad import chunk_candidates, weight_grad
 from pointlib.ops.dataflow import Dataflow, cpu_candidates
 from pointlib.ops.timing import Limits, median_seconds
 
@@ -85,10 +86,13 @@ class _Cuda:
 
     def candidates(self, call: Call) -> list[Dataflow]:
         w = call.workload
-        probe = torch.empty(0, dtype=w.dtype, device=call.device)
+        probe = torch.empty(0, w.c_in, dtype=w.dtype, device=call.device)
+        if w.operation == "grad_weight":
+            chunks = chunk_candidates(probe, w.statistics.num_pairs, w.c_out)
+            return [Dataflow(chunk, kind="split_pairs") for chunk in chunks]
         few = w.c_in in implicit_gemm.SMALL_CHANNELS  # they have a kernel of their own
         unlike = w.dtype == torch.bfloat16 and self.device.capability < 80
-        if w.operation == "grad_weight" or few or unlike:
+        if few or unlike:
             return [Dataflow(0)]
         exact = sparse_conv.is_exact(probe)
         sizes = (w.statistics, w.dtype, [w.c_in], w.c_out, exact)
@@ -100,6 +104,10 @@ class _Cuda:
     def runner(self, call: Call) -> Callable[[Dataflow], Tensor]:
         feats, weight = random_operands(call)
         pairs = self._pairs(call)
+        if call.workload.operation == "grad_weight":
+            grad = feats.new_empty(pairs.num_out, call.workload.c_out).normal_()
+            where = (feats, grad, *call.pairs, 1)
+            return lambda dataflow: weight_grad(*where, chunk=dataflow.tile_rows)
         return lambda dataflow: sparse_conv.carry_out(feats, weight, None, pairs, dataflow)
 
     def preparation(self, call: Call, splits: int) -> float:
@@ -124,6 +132,9 @@ class _Cuda:
         sums = 4 * w.statistics.num_out * w.c_out
 
         def seconds(dataflow: Dataflow) -> float:
+            if dataflow.kind == "split_pairs":
+                partial = 4 * w.c_in * w.c_out * w.statistics.num_pairs / dataflow.tile_rows
+                return limits.seconds(flops, num_bytes + 2 * partial)
             if dataflow.kind != "output_stationary":
                 return limits.seconds(flops, num_bytes + 8 * w.statistics.num_pairs * w.c_out)
             wasted = redundancy(w.statistics, dataflow.tile_rows, dataflow.splits)

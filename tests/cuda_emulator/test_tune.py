@@ -55,6 +55,20 @@ def test_candidates_agree(emulator: Emulator) -> None:
         assert_close(run(dataflow), first.double(), torch.float16)
 
 
+def test_weight_gradients_in_chunks_of_any_size_agree(emulator: Emulator) -> None:
+    device, call = tunable._Cuda(torch.device("cpu")), recorded()
+    call = dataclasses.replace(call, workload=call.workload._replace(operation="grad_weight"))
+    candidates = device.candidates(call)
+    assert len(candidates) >= 2 and {d.kind for d in candidates} == {"split_pairs"}
+    run, seconds = device.runner(call), device.predict(call, Limits(1e15, 1e9))
+    first = run(candidates[0])
+    assert first.shape == (27, 16, 24) and bool(first.any())
+    for dataflow in candidates[1:]:
+        assert_close(run(dataflow), first.double())
+    smallest, largest = (f(candidates, key=lambda d: d.tile_rows) for f in (min, max))
+    assert seconds(largest) < seconds(smallest)
+
+
 def test_there_is_no_choice_for_a_first_layer(emulator: Emulator) -> None:
     device, call = tunable._Cuda(torch.device("cpu")), recorded(c_in=4)
     assert len(device.candidates(call)) == 1

@@ -64,7 +64,12 @@ def sparse_conv_grad_weight(
     identity_tap: int,
 ) -> Tensor:
     """Weight gradient: grad_weight[k] = sum of feats[i]^T grad[o] over the pairs of tap k."""
-    return weight_grad(feats, grad, in_index, out_index, offset_ptr, groups)
+    pairs = Pairs(in_index, out_index, offset_ptr, len(grad), identity_tap)
+    sizes = (feats.shape[1], grad.shape[1], pairs.statistics)
+    workload = Workload("grad_weight", feats.dtype, *sizes)
+    tuned = tuned_dataflow(workload, engine.properties(feats).name) if groups == 1 else None
+    chunk = None if tuned is None else tuned.tile_rows
+    return weight_grad(feats, grad, in_index, out_index, offset_ptr, groups, chunk)
 
 
 def fused_sparse_conv(

@@ -36,6 +36,7 @@ def weight_grad(
     out_index: Tensor | None,
     offset_ptr: Tensor | None,
     groups: int,
+    chunk: int | None = None,
 ) -> Tensor:
     """grad_weight[k] = sum of feats[i]^T grad[o] over the pairs (i, o) of tap k; sums in float32, or float64.
 
@@ -48,6 +49,7 @@ def weight_grad(
         out_index: (P,) int32 row of grad, or None likewise.
         offset_ptr: (K + 1,) int64 on the CPU, or None likewise.
         groups: Channel groups.
+        chunk: Pairs of a tap that are summed together before all are; the prior's choice if None.
 
     Returns:
         (K, C_in / groups, C_out), the dtype of feats.
@@ -68,10 +70,10 @@ def weight_grad(
     else:
         tile = _choose_tile(feats.dtype, c_in, c_out, device.capability)
         kernel, block = _kernel(tile), tile.threads
-        tiles = engine.ceil_div(c_in, tile.m) * engine.ceil_div(c_out, tile.n)
+        tiles = _tiles(tile, c_in, c_out)
         shared = tile.shared_bytes(device.capability, transposed=True)
         last = (rows_are_vectors(feats), rows_are_vectors(grad))
-    size = _chunk_size(pairs, tiles, device.num_sms)
+    size = chunk or _chunk_size(pairs, tiles, device.num_sms)
     if in_index is None or out_index is None or offset_ptr is None:
         in_index = out_index = None
         chunks = chunk_rows(pairs, size, feats)
@@ -93,6 +95,18 @@ def weight_grad(
 
 def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def chunk_candidates(feats: Tensor, pairs: int, c_out: int) -> list[int]:
+    """Pairs of a chunk that are worth timing for one group, the prior first."""
+    device, c_in = engine.properties(feats), feats.shape[1]
+    tile = _choose_tile(feats.dtype, c_in, c_out, device.capability)
+    prior = _chunk_size(pairs, _tiles(tile, c_in, c_out), device.num_sms)
+    return [prior, *(n for n in (prior // 2, prior * 2, prior // 4, prior * 4) if n >= MIN_PAIRS)]
+
+
+def _tiles(tile: Product, c_in: int, c_out: int) -> int:
+    return engine.ceil_div(c_in, tile.m) * engine.ceil_div(c_out, tile.n)
 
 
 def _chunk_size(pairs: int, tiles: int, num_sms: int) -> int:
