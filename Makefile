@@ -20,7 +20,7 @@ ENGINE_SOURCES := $(wildcard pointlib/csrc/*)
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
-demo: $(INSTALLED)  ## train on synthetic street scenes, score and draw held-out ones; under 10 minutes on 2 cores
+demo: $(INSTALLED)  ## train on synthetic street scenes, score and draw held-out ones; 5 minutes on 2 cores
 	$(BIN)/python tools/prepare_data.py synthetic --root $(DEMO)/data --sequences 00:120 08:10 --azimuth-steps 720
 	$(BIN)/python tools/train.py --config configs/synthetic/spvcnn_demo.yaml --data.root $(DEMO)/data --run_dir $(DEMO)/run
 	$(BIN)/python tools/evaluate.py --checkpoint $(DEMO)/run/last.ckpt --data.root $(DEMO)/data --out $(DEMO)/evaluation
