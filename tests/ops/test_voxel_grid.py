@@ -150,6 +150,20 @@ def test_compiles_without_a_break() -> None:
         assert grad.equal(expected)
 
 
+@pytest.mark.gpu
+def test_a_gpu_agrees() -> None:
+    feats, coords = torch.randn(2, 24, 2000), torch.rand(2, 3, 2000) * 17 - 1
+    results = []
+    for device in ("cpu", "cuda"):
+        given = feats.to(device).requires_grad_()
+        grid = avg_voxelize(given, coords.round().int().to(device), 16)
+        out = trilinear_devoxelize(grid, coords.to(device))
+        (grad,) = torch.autograd.grad(out.square().sum(), given)
+        results.append([grid.cpu(), out.cpu(), grad.cpu()])
+    for theirs, ours in zip(*results, strict=True):
+        assert_close(ours, theirs)
+
+
 FEATS, COORDS, GRID = torch.zeros(2, 4, 5), torch.zeros(2, 3, 5), torch.zeros(2, 4, 3, 3, 3)
 CELLS = COORDS.int()
 

@@ -108,6 +108,17 @@ def test_far_coordinates_are_sorted_by_wide_keys() -> None:
     assert groups.rows.flatten().tolist() == [1, 0, 2]
 
 
+@pytest.mark.gpu
+def test_a_gpu_groups_alike() -> None:
+    coords = random_coords(np.random.default_rng(0), 3000, (90, 90, 2), batch=4, lower=-20)
+    there = window_groups(coords.cuda(), (13, 13), 69, 4)
+    for ours, theirs in zip(there, window_groups(coords, (13, 13), 69, 4), strict=True):
+        assert ours.rows.cpu().equal(theirs.rows)
+        assert ours.places.cpu().equal(theirs.places)
+    feats = torch.randn(len(coords), 8).cuda()
+    assert ungroup_rows(group_rows(feats, there[0]), there[0]).equal(feats)
+
+
 COORDS = torch.zeros(3, 4, dtype=torch.int32)
 
 
