@@ -31,6 +31,16 @@ __global__ void pack_voxels(const int4* __restrict__ coords, int64_t rows,
   keys[row] = Layout(Box(bounds)).pack(voxel.x, voxel.y, voxel.z, voxel.w);
 }
 
+__global__ void unpack_voxels(const int64_t* __restrict__ keys, int64_t count,
+                              const uint64_t* __restrict__ bounds, int4* __restrict__ coords) {
+  const int64_t i = global_thread();
+  if (i >= count) return;
+  int64_t at[4];
+  Layout(Box(bounds)).unpack(keys[i], at);
+  coords[i] = make_int4(static_cast<int>(at[0]), static_cast<int>(at[1]), static_cast<int>(at[2]),
+                        static_cast<int>(at[3]));
+}
+
 // The row of each sorted key as int32, and whether a key comes twice.
 __global__ void take_order(const int64_t* __restrict__ keys, const int64_t* __restrict__ rows,
                            int64_t count, int32_t* __restrict__ order,
@@ -75,6 +85,25 @@ __global__ void find_rows(const int64_t* __restrict__ query, int64_t wanted,
   if (i >= wanted) return;
   const int64_t at = lower_bound(keys, count, query[i]);
   found[i] = at < count && keys[at] == query[i] ? rows[at] : -1;
+}
+
+// found[i]: the first row of the sorted voxels that equals query[i]; what it holds before if there
+// is none. Order may be null: then row i has key i.
+__global__ void find_voxels(const int4* __restrict__ query, int64_t wanted,
+                            const int64_t* __restrict__ keys, const int32_t* __restrict__ order,
+                            int64_t count, const uint64_t* __restrict__ bounds,
+                            int64_t* __restrict__ found) {
+  const int64_t i = global_thread();
+  if (i >= wanted) return;
+  const int4 voxel = query[i];
+  const Box box(bounds);
+  if (!box.holds(0, voxel.x) || !box.holds(1, voxel.y) || !box.holds(2, voxel.z) ||
+      !box.holds(3, voxel.w)) {
+    return;
+  }
+  const int64_t key = Layout(box).pack(voxel.x, voxel.y, voxel.z, voxel.w);
+  const int64_t at = lower_bound(keys, count, key);
+  if (at < count && keys[at] == key) found[i] = order == nullptr ? at : order[at];
 }
 
 }  // namespace pointlib

@@ -177,9 +177,7 @@ def unique_coords(coords: Tensor) -> UniqueCoords:
         [1, 0, 1]
     """
     check_coords(coords, "unique_coords")
-    layout = key_layout(coords)
-    keys, inverse, first, counts = torch.ops.pointlib.unique_keys(pack_coords(coords, layout))
-    return UniqueCoords(unpack_coords(keys, layout), inverse, first, counts)
+    return UniqueCoords(*torch.ops.pointlib.unique_coords(coords))
 
 
 def lookup_coords(query: Tensor, coords: Tensor) -> Tensor:
@@ -202,16 +200,45 @@ def lookup_coords(query: Tensor, coords: Tensor) -> Tensor:
     """
     check_coords(query, "lookup_coords", "query")
     check_coords(coords, "lookup_coords")
+    return torch.ops.pointlib.lookup_coords(query, coords)
+
+
+def _unique_coords(coords: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    layout = key_layout(coords)
+    keys, *rows = torch.ops.pointlib.unique_keys(pack_coords(coords, layout))
+    return (unpack_coords(keys, layout), *rows)
+
+
+def _lookup_coords(query: Tensor, coords: Tensor) -> Tensor:
     layout = key_layout(query, coords)
     return torch.ops.pointlib.lookup_keys(pack_coords(query, layout), pack_coords(coords, layout))
 
 
+LIB.define("unique_coords(Tensor coords) -> (Tensor, Tensor, Tensor, Tensor)")
+LIB.define("lookup_coords(Tensor query, Tensor coords) -> Tensor")
 LIB.define("unique_keys(Tensor keys) -> (Tensor, Tensor, Tensor, Tensor)")
 LIB.define("lookup_keys(Tensor query, Tensor keys) -> Tensor")
+LIB.impl("unique_coords", _unique_coords, "CPU")
+LIB.impl("lookup_coords", _lookup_coords, "CPU")
 LIB.impl("unique_keys", _cpu.coords.unique_keys, "CPU")
 LIB.impl("lookup_keys", _cpu.coords.lookup_keys, "CPU")
+LIB.impl("unique_coords", cuda.unique_coords, "CUDA")
+LIB.impl("lookup_coords", cuda.lookup_coords, "CUDA")
 LIB.impl("unique_keys", cuda.unique_keys, "CUDA")
 LIB.impl("lookup_keys", cuda.lookup_keys, "CUDA")
+
+
+@torch.library.register_fake("pointlib::unique_coords", lib=LIB)
+def _unique_coords_fake(coords: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    num_unique = torch.library.get_ctx().new_dynamic_size()
+    inverse = coords.new_empty(coords.shape[0], dtype=torch.int64)
+    rows = inverse.new_empty(num_unique)
+    return coords.new_empty(num_unique, 4), inverse, rows, rows.clone()
+
+
+@torch.library.register_fake("pointlib::lookup_coords", lib=LIB)
+def _lookup_coords_fake(query: Tensor, coords: Tensor) -> Tensor:
+    return query.new_empty(query.shape[0], dtype=torch.int64)
 
 
 @torch.library.register_fake("pointlib::unique_keys", lib=LIB)

@@ -11,7 +11,13 @@ from torch import Tensor
 
 from pointlib.ops import _cpu
 from pointlib.ops._cuda import coords as cuda
-from pointlib.ops.coords import key_layout, pack_coords, unpack_coords
+from pointlib.ops.coords import (
+    key_layout,
+    lookup_coords,
+    pack_coords,
+    unique_coords,
+    unpack_coords,
+)
 from tests import oracles
 from tests.cuda_emulator.operators import ANY_ARCHITECTURE
 
@@ -53,6 +59,56 @@ def test_lookup_keys() -> None:
             assert not wanted or not count or ((found < 0).any() and (found >= 0).any())
     strided = random_keys(600, 90)[::2]
     same((cuda.lookup_keys(strided, strided),), (_cpu.coords.lookup_keys(strided, strided),))
+
+
+def drawn_with_repeats(count: int, extent: int, lower: int = -4) -> Tensor:
+    rng = np.random.default_rng(count)
+    rows = [rng.integers(2, size=count), *rng.integers(lower, lower + extent, (3, count))]
+    return torch.from_numpy(np.column_stack(rows).astype(np.int32))
+
+
+def test_unique_coords() -> None:
+    for count in SIZES:
+        for extent in (2, 8, 2**20):
+            coords = drawn_with_repeats(count, extent)
+            same(cuda.unique_coords(coords), unique_coords(coords))
+    wide = torch.cat([coords, coords], 1)[:, 2:6]
+    same(cuda.unique_coords(wide), unique_coords(wide))
+
+
+def test_distinct_coords_need_no_further_sort(monkeypatch: pytest.MonkeyPatch) -> None:
+    coords = drawn_with_repeats(500, 8)
+    distinct, *_ = cuda.unique_coords(coords)
+    monkeypatch.setattr(torch, "sort", None)
+    assert cuda.sorted_sites(distinct).order is None
+    found = cuda.lookup_coords(coords, distinct)
+    assert torch.equal(distinct[found], coords)
+
+
+def test_lookup_coords() -> None:
+    for count in SIZES:
+        for wanted in (0, 1, 300):
+            coords, query = drawn_with_repeats(count, 6), drawn_with_repeats(wanted, 9, -5)
+            found = cuda.lookup_coords(query, coords)
+            same((found,), (lookup_coords(query, coords),))
+    assert (found < 0).any() and (found >= 0).any()
+    far = torch.tensor([[0, 4096, 0, 0], [0, -9, 0, 0], [0, 0, 0, 20], [5, 0, 0, 0], [-1, 1, 1, 1]])
+    assert cuda.lookup_coords(far.int(), coords).tolist() == [-1] * 5
+
+
+def test_too_wide_coords_are_refused() -> None:
+    coords = torch.tensor([[0, -(2**31), 0, 0], [0, 2**31 - 1, 0, 0], [0, 0, -(2**31), 7]]).int()
+    messages = []
+    for function in (unique_coords, cuda.unique_coords):
+        with pytest.raises(ValueError, match="at most 63 bits, got 67") as refused:
+            function(coords)
+        messages.append(str(refused.value))
+    for lookup in (lookup_coords, cuda.lookup_coords):
+        for query, rows in ((coords[:1], coords[1:]), (coords, coords[:0]), (coords[:0], coords)):
+            with pytest.raises(ValueError, match="at most 63 bits, got 67") as refused:
+                lookup(query, rows)
+            messages.append(str(refused.value))
+    assert len(set(messages)) == 1
 
 
 @pytest.mark.parametrize("place", ["near", "negative", "far", "ends"])
@@ -103,8 +159,8 @@ def test_voxels_may_lie_anywhere_in_memory() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "function"), [("unique_keys", cuda.unique_keys), ("lookup_keys", cuda.lookup_keys)]
+    "function", [cuda.unique_coords, cuda.lookup_coords, cuda.unique_keys, cuda.lookup_keys]
 )
-def test_registered(name: str, function: Callable[..., object]) -> None:
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"pointlib::{name}", "CUDA")
-    assert function.__name__ == name
+def test_registered(function: Callable[..., object]) -> None:
+    name = f"pointlib::{function.__name__}"
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(name, "CUDA")

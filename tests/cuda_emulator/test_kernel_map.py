@@ -141,9 +141,9 @@ def test_a_chain_of_levels_sorts_only_the_input(monkeypatch: pytest.MonkeyPatch)
 
     real = torch.sort
 
-    def sort(keys: Tensor) -> torch.return_types.sort:
+    def sort(keys: Tensor, stable: bool = False) -> torch.return_types.sort:
         sorted_sizes.append(len(keys))
-        return real(keys)
+        return real(keys, stable=stable)
 
     coords = cloud(500)
     finer, wanted = coords, coords

@@ -192,6 +192,8 @@ def test_opcheck(count: int) -> None:
     coords = torch.cat([coords, coords[: count // 2]])
     keys = pack_coords(coords, key_layout(coords))
     for operator, arguments in (
+        (torch.ops.pointlib.unique_coords.default, (coords,)),
+        (torch.ops.pointlib.lookup_coords.default, (coords[::2], coords)),
         (torch.ops.pointlib.unique_keys.default, (keys,)),
         (torch.ops.pointlib.lookup_keys.default, (keys[::2], keys)),
     ):

@@ -1,4 +1,4 @@
-"""Unique and look-up of packed coordinate keys on CUDA, and the sorted keys of voxels that kernel maps search."""
+"""Unique and look-up of voxels and their keys on CUDA, and the sorted keys of voxels that kernel maps search."""
 
 from __future__ import annotations
 
@@ -36,16 +36,69 @@ class SortedSites(NamedTuple):
 _sites: Remembered[SortedSites] = Remembered()
 
 
+def unique_coords(coords: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Distinct coords in lexicographic order, and the rows as `unique_keys` has them. One transfer."""
+    if not len(coords):
+        rows = coords.new_empty(0, dtype=torch.int64)
+        return coords.new_empty(0, 4), rows, rows.clone(), rows.clone()
+    coords = aligned(coords)
+    bounds, keys = _pack(coords)
+    ordered, rows = torch.sort(keys, stable=True)
+    places = count_firsts(ordered, negative_is_absent=False)
+    *bound, number = torch.cat([bounds, places[-1:]]).tolist()
+    check_width(*read_bounds(bound))
+    distinct, *others = _write_distinct(ordered, rows, places, number)
+    out_coords = coords.new_empty(number, 4)
+    launch("unpack_voxels", number, distinct, number, bounds, out_coords)
+    remember_sorted(out_coords, bounds, distinct)
+    return (out_coords, *others)  # type: ignore[return-value]
+
+
+def lookup_coords(query: Tensor, coords: Tensor) -> Tensor:
+    """Row of `coords` that holds each queried voxel (the first one), or -1. One transfer, of the bounds."""
+    found = query.new_full((len(query),), -1, dtype=torch.int64)
+    boxes = []
+    if len(query):
+        query = aligned(query)
+        boxes.append(bounds_of(query))
+    if len(coords):
+        within = sorted_sites(coords)
+        boxes.append(within.bounds)
+        arguments = (query, len(query), within.keys, within.order, len(coords), within.bounds)
+        launch("find_voxels", len(query), *arguments, found)
+    if boxes:
+        bounds = [read_bounds(box) for box in torch.stack(boxes).tolist()]
+        low, high = zip(*bounds, strict=True)
+        check_width(
+            [min(axis) for axis in zip(*low, strict=True)],
+            [max(axis) for axis in zip(*high, strict=True)],
+        )
+    return found
+
+
+def check_width(low: list[int], high: list[int]) -> None:
+    """Raise unless keys of these bounds fit an int64."""
+    from pointlib.ops.coords import KeyLayout
+
+    KeyLayout.covering(low, high)
+
+
 def unique_keys(keys: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Distinct keys in ascending order, the inverse, the first row of each, and how many rows hold each."""
-    count = len(keys)
-    if not count:
+    if not len(keys):
         return keys.new_empty(0), keys.new_empty(0), keys.new_empty(0), keys.new_empty(0)
     ordered, rows = torch.sort(keys, stable=True)
     places = count_firsts(ordered, negative_is_absent=False)
-    inverse, number = torch.empty_like(keys), int(places[-1])
-    distinct, first = keys.new_empty(number), keys.new_empty(number)
-    starts = keys.new_empty(number + 1)
+    return _write_distinct(ordered, rows, places, int(places[-1]))
+
+
+def _write_distinct(
+    ordered: Tensor, rows: Tensor, places: Tensor, number: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What `unique_keys` returns, from sorted keys, the row of each, and the distinct ones up to it."""
+    count, inverse = len(ordered), torch.empty_like(ordered)
+    distinct, first = ordered.new_empty(number), ordered.new_empty(number)
+    starts = ordered.new_empty(number + 1)
     launch("write_distinct", count, ordered, rows, places, count, distinct, inverse, first, starts)
     return distinct, inverse, first, starts.diff()
 
@@ -71,13 +124,19 @@ def remember_sorted(coords: Tensor, bounds: Tensor, keys: Tensor) -> None:
 def _sort_sites(coords: Tensor) -> SortedSites:
     rows, coords = len(coords), aligned(coords)
     assert rows <= torch.iinfo(torch.int32).max, "a map holds rows as int32"
-    bounds = bounds_of(coords)
-    keys = coords.new_empty(rows, dtype=torch.int64)
-    launch("pack_voxels", rows, coords, rows, bounds, keys)
-    keys, indices = torch.sort(keys)
+    bounds, keys = _pack(coords)
+    keys, indices = torch.sort(keys, stable=True)
     order = coords.new_empty(rows)
     launch("take_order", rows, keys, indices, rows, order, bounds)
     return SortedSites(bounds, keys, order)
+
+
+def _pack(coords: Tensor) -> tuple[Tensor, Tensor]:
+    """Bounds of aligned coords, and their keys within these."""
+    rows, bounds = len(coords), bounds_of(coords)
+    keys = coords.new_empty(rows, dtype=torch.int64)
+    launch("pack_voxels", rows, coords, rows, bounds, keys)
+    return bounds, keys
 
 
 def bounds_of(coords: Tensor, live: Tensor | None = None) -> Tensor:
@@ -123,7 +182,7 @@ def variants(capability: int) -> Iterator[tuple[str, str]]:
     """Every kernel of this file, as (source, name)."""
     del capability
     names = (
-        *("bound_voxels", "pack_voxels", "take_order"),
-        *("mark_firsts", "write_distinct", "find_rows"),
+        *("bound_voxels", "pack_voxels", "unpack_voxels", "take_order"),
+        *("mark_firsts", "write_distinct", "find_rows", "find_voxels"),
     )
     yield from ((SOURCE, f"pointlib::{name}") for name in names)

@@ -145,7 +145,7 @@ def _distinct(coords: Tensor, bounds: Tensor, keys: Tensor) -> Tensor:
     if number:
         if min(low) < INT32.min or max(high) > INT32.max:
             refuse(3, low, high)
-        _check_width(low, high)
+        sites.check_width(low, high)
     distinct, out_coords = keys.new_empty(number), coords.new_empty(number, 4)
     grid = engine.ceil_div(len(keys), BLOCK)
     _launch("write_sites", grid, keys, places, len(keys), bounds, distinct, out_coords)
@@ -183,15 +183,9 @@ def _refuse(
     for axis, (k, s, p, d) in enumerate(axes, start=1):
         low[axis] = min(low[axis], out_low[axis] * s - p)
         high[axis] = max(high[axis], out_high[axis] * s - p + d * (k - 1))
-    _check_width(low, high)
+    sites.check_width(low, high)
     if in_bounds[8] or out_bounds[8]:
         refuse(1, low, high)
-
-
-def _check_width(low: list[int], high: list[int]) -> None:
-    from pointlib.ops.coords import KeyLayout
-
-    KeyLayout.covering(low, high)
 
 
 def _grid(
