@@ -156,6 +156,7 @@ def trilinear_map(points: Tensor, coords: Tensor) -> TrilinearMap:
 
     Raises:
         TypeError, ValueError: If points is not (N, 4) floating and finite, or coords not distinct (M, 4) int32.
+            On CUDA, points that are not finite and coords that are not distinct fail as a device assertion.
 
     Example:
         >>> voxels = torch.tensor([[0, 0, 0, 0], [0, 1, 0, 0]], dtype=torch.int32)
@@ -164,6 +165,11 @@ def trilinear_map(points: Tensor, coords: Tensor) -> TrilinearMap:
     """
     _check_points(points, "trilinear_map")
     check_coords(coords, "trilinear_map")
+    return TrilinearMap(*torch.ops.pointlib.trilinear_map(points, coords))
+
+
+def _trilinear_map(points: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
+    """Corners and weights by other operators, for any device."""
     base = points[:, 1:].floor()
     cells = torch.cat([points[:, :1], base], 1)
     upper, lower = points[:, 1:] - base, base + 1 - points[:, 1:]
@@ -176,14 +182,14 @@ def trilinear_map(points: Tensor, coords: Tensor) -> TrilinearMap:
         corners[:, 0] = lookup_coords(cells, coords)
         weights = points.new_zeros(len(cells), 8)
         weights[:, 0] = torch.where(corners[:, 0] < 0, 0.0, 1 / (weights.new_ones(()) + 1e-8))
-        return TrilinearMap(corners, weights)
+        return corners, weights
 
     x, y, z = torch.stack([lower, upper], -1).unbind(1)
     weights = (x[:, :, None, None] * y[:, None, :, None] * z[:, None, None, :]).flatten(1)
     corners = _corner_rows(cells, coords)
     corners[:, 1:].masked_fill_(weights[:, 1:] == 0, -1)
     weights.masked_fill_(corners < 0, 0)
-    return TrilinearMap(corners, weights.div_(weights.sum(1, keepdim=True) + 1e-8))
+    return corners, weights.div_(weights.sum(1, keepdim=True) + 1e-8)
 
 
 def _corner_rows(cells: Tensor, coords: Tensor) -> Tensor:
@@ -267,13 +273,21 @@ def _check_points(points: Tensor, caller: str) -> None:
         )
 
 
+LIB.define("trilinear_map(Tensor points, Tensor coords) -> (Tensor, Tensor)")
 LIB.define("devoxelize(Tensor feats, Tensor index, Tensor weights) -> Tensor")
 LIB.define(
     "devoxelize_transpose(Tensor grad, Tensor index, Tensor weights, SymInt num_rows) -> Tensor"
 )
+LIB.impl("trilinear_map", _trilinear_map, "CompositeExplicitAutograd")
+LIB.impl("trilinear_map", cuda.trilinear_map, "CUDA")
 for _device, _functions in (("CPU", cpu), ("CUDA", cuda)):
     LIB.impl("devoxelize", _functions.devoxelize, _device)
     LIB.impl("devoxelize_transpose", _functions.devoxelize_transpose, _device)
+
+
+@torch.library.register_fake("pointlib::trilinear_map", lib=LIB)
+def _trilinear_fake(points: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
+    return coords.new_empty(len(points), 8, dtype=torch.int64), points.new_empty(len(points), 8)
 
 
 @torch.library.register_fake("pointlib::devoxelize", lib=LIB)

@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cpu import voxelize as cpu
-from pointlib.ops._cuda import coords, kernel_map, scatter
+from pointlib.ops._cuda import coords, scatter
 from pointlib.ops._cuda import voxelize as cuda
+from pointlib.ops.coords import unique_coords
 from pointlib.ops.voxelize import devoxelize, trilinear_map, voxelize
-from tests.cuda_emulator.operators import ANY_ARCHITECTURE, OnDevice, same_bits
+from tests.cuda_emulator.operators import ANY_ARCHITECTURE, OnDevice
 from tests.tolerances import assert_close
 
 pytestmark = ANY_ARCHITECTURE
@@ -89,9 +90,9 @@ def on_device() -> OnDevice:
         scatter_elements=scatter.scatter_elements,
         devoxelize=cuda.devoxelize,
         devoxelize_transpose=cuda.devoxelize_transpose,
-        unique_keys=coords.unique_keys,
-        lookup_keys=coords.lookup_keys,
-        kernel_map=kernel_map.kernel_map,
+        unique_coords=coords.unique_coords,
+        lookup_coords=coords.lookup_coords,
+        trilinear_map=cuda.trilinear_map,
     )
 
 
@@ -108,7 +109,7 @@ def test_voxelize(reduce: str, bounds: tuple[float, ...] | None) -> None:
     with on_device() as mode:
         ours = voxelize(points, here, 0.5, reduce, bounds)  # type: ignore[arg-type]
         ours.feats.square().sum().backward()
-    assert mode.calls["unique_keys"] == 1
+    assert mode.calls["unique_coords"] == 1
     theirs = voxelize(points, there, 0.5, reduce, bounds)  # type: ignore[arg-type]
     theirs.feats.square().sum().backward()
     assert torch.equal(ours.coords, theirs.coords)
@@ -116,6 +117,34 @@ def test_voxelize(reduce: str, bounds: tuple[float, ...] | None) -> None:
     assert_close(ours.feats, theirs.feats)
     assert here.grad is not None and there.grad is not None
     assert_close(here.grad, there.grad)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("count", [0, 1, 63, 64, 65, 300])
+def test_corners_of_points(count: int, dtype: torch.dtype) -> None:
+    """On a lattice in one axis, beyond the voxels, and of voxels in any order."""
+    points = scan(count).to(dtype)
+    points[: count // 2, 2] = points[: count // 2, 2].round()
+    points[: count // 4, 3] *= 1e4
+    voxels = unique_coords(scan(200).floor().int()).coords
+    for sites in (voxels, voxels.flip(0), voxels[:0]):
+        ours = cuda.trilinear_map(points, sites)
+        theirs = trilinear_map(points, sites)
+        assert torch.equal(ours[0], theirs.corners)
+        assert_close(ours[1], theirs.weights)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 2.0**31, -(2.0**31) - 512])
+def test_refuses_points_that_have_no_voxel(bad: float) -> None:
+    points, voxels = torch.zeros(3, 4), torch.zeros(1, 4).int()
+    points[1, 2] = bad
+    with pytest.raises(RuntimeError, match="trilinear_map: points must be finite"):
+        cuda.trilinear_map(points, voxels)
+
+
+def test_refuses_voxels_that_come_twice() -> None:
+    with pytest.raises(RuntimeError, match="coords be distinct"):
+        cuda.trilinear_map(torch.zeros(3, 4), torch.zeros(2, 4).int())
 
 
 @pytest.mark.parametrize("lattice", [False, True], ids=["between voxels", "on voxels"])
@@ -139,6 +168,6 @@ def test_trilinear_interpolation(lattice: bool) -> None:
         weights.append(found)
         results.append((out, values.grad))
     assert torch.equal(weights[0].corners, weights[1].corners)
-    assert same_bits(weights[0].weights, weights[1].weights)
+    assert_close(weights[0].weights, weights[1].weights)
     for ours, theirs in zip(*results, strict=True):
         assert_close(ours, theirs)

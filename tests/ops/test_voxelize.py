@@ -136,6 +136,7 @@ def test_opcheck() -> None:
     opcheck(OPS.devoxelize, (torch.randn(6, 2, requires_grad=True), index, weights))
     grad = torch.randn(5, 2, requires_grad=True)
     opcheck(OPS.devoxelize_transpose, (grad, index, weights, 6))
+    opcheck(OPS.trilinear_map, (torch.rand(5, 4), torch.zeros(1, 4).int()))
 
 
 def test_a_voxel_without_weight_does_not_reach_a_point() -> None:

@@ -1,4 +1,4 @@
-"""Devoxelization on CUDA: weighted sums of a few voxel rows per point, and the transpose."""
+"""Devoxelization on CUDA: the voxels around each point, weighted sums of their rows, and the transpose."""
 
 from __future__ import annotations
 
@@ -8,11 +8,15 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cuda import engine
-from pointlib.ops._cuda.index_check import assert_in_range, range_flag
+from pointlib.ops._cuda.coords import sorted_sites
+from pointlib.ops._cuda.index_check import assert_in_range, range_flag, remember_in_range
 from pointlib.ops._cuda.rows import BLOCK, ELEMENTS, accumulator, feature_layout, widest
 from pointlib.ops._cuda.scatter import sum_rows
 
 SOURCE = "voxelize.cu"
+COLUMNS = 4
+"""Threads of a point, as in trilinear_corners of voxelize.cu."""
+_POINTS = {torch.float32: "float", torch.float64: "double"}
 
 
 def devoxelize(feats: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -43,6 +47,28 @@ def devoxelize_transpose(grad: Tensor, index: Tensor, weights: Tensor, num_rows:
     return sum_rows(caller, grad, None, index, num_rows, factors, each=corners)
 
 
+def trilinear_map(points: Tensor, coords: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows of the eight voxels around each point, and their weights."""
+    count, points = len(points), points.contiguous()
+    corners = coords.new_empty(count, 8, dtype=torch.int64)
+    weights, valid = points.new_empty(count, 8), coords.new_ones((), dtype=torch.bool)
+    if len(coords):
+        bounds, keys, order = sorted_sites(coords)
+    else:
+        bounds, keys, order = coords.new_zeros(9).long(), coords.new_empty(0).long(), None
+    engine.launch(
+        *(SOURCE, _corners_kernel(points.dtype), engine.ceil_div(count * COLUMNS, BLOCK), BLOCK),
+        *(points, count, keys, order, len(keys), bounds, corners, weights, valid),
+    )
+    torch._assert_async(
+        valid,
+        "trilinear_map: points must be finite and their voxel indices fit int32, and coords be distinct. "
+        "Drop non-finite points, crop to a range or use larger voxels; make coords by voxelize or unique_coords.",
+    )
+    remember_in_range(corners, len(coords))
+    return corners, weights
+
+
 def _finer(weights: Tensor, feats: Tensor) -> bool:
     """Whether float64 weights meet other features: their products are made in float64."""
     return weights.dtype == torch.float64 and feats.dtype != torch.float64
@@ -52,8 +78,13 @@ def _kernel(dtype: torch.dtype, vector: int) -> str:
     return f"pointlib::devoxelize<{ELEMENTS[dtype]}, {vector}>"
 
 
+def _corners_kernel(dtype: torch.dtype) -> str:
+    return f"pointlib::trilinear_corners<{_POINTS[dtype]}>"
+
+
 def variants(capability: int) -> Iterator[tuple[str, str]]:
     """Every kernel of this file, as (source, name)."""
     del capability
     for dtype in ELEMENTS:
         yield from ((SOURCE, _kernel(dtype, vector)) for vector in (1, widest(dtype)))
+    yield from ((SOURCE, _corners_kernel(dtype)) for dtype in _POINTS)
