@@ -159,6 +159,18 @@ def test_wheel_holds_the_device_sources_and_no_other_folder(wheel: Path) -> None
     assert tops == {"pointlib", f"pointlib-{literal_version()}.dist-info"}
 
 
+def test_the_installed_package_finds_its_device_sources(wheel: Path, tmp_path: Path) -> None:
+    code = """
+from pointlib.ops._cuda import compiler, engine
+print(engine.SOURCES)
+print(*sorted({source for variants in compiler.families().values() for source, _ in variants(87)}))
+"""
+    where, sources = run_unpacked(wheel, tmp_path, code).stdout.splitlines()
+    assert Path(where) == tmp_path / "pointlib" / "_cuda_src"
+    assert sources.split()
+    assert [name for name in sources.split() if not (Path(where) / name).is_file()] == []
+
+
 PROBE = """
 import pointlib
 from pointlib.ops._cpu import engine
