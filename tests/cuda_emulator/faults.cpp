@@ -153,7 +153,7 @@ void fail_divergence(int waiting, int other) {
   append("waits at ");
   append_site(machine.threads[waiting].site);
   append(", but thread %d ", other);
-  if (machine.threads[other].state == State::DONE) {
+  if (machine.states[other] == State::DONE) {
     append("has ended");
   } else {
     append("waits at ");

@@ -15,7 +15,7 @@
 
 namespace emulator {
 
-enum class State { READY, IN_WARP, AT_BARRIER, DONE };
+enum class State : unsigned char { READY, IN_WARP, AT_BARRIER, DONE };
 
 // Where a thread waits.
 struct Site {
@@ -35,17 +35,21 @@ struct Copy {
 
 struct Thread {
   void* stack_pointer;
-  State state;
   Site site;
-  int vote;
   bool odd;  // which of the warp's two exchanges the next collective uses
   long long group;
   std::vector<Copy> copies;
 };
 
+// Those of a warp, or a block, that wait for each other.
+struct Meeting {
+  int arrived, first;  // how many, and which thread came first
+  int votes;
+};
+
 struct Warp {
   Exchange exchanges[2];
-  int arrived;
+  Meeting meeting;
 };
 
 struct Machine {
@@ -57,9 +61,11 @@ struct Machine {
   std::unique_ptr<Guarded> shared;
 
   Thread threads[MAX_THREADS];
+  State states[MAX_THREADS];
   Warp warps[MAX_THREADS / LANES];
   int current;  // thread
-  int vote_result;
+  Meeting barrier;
+  int votes;  // of the barrier passed last
   void* scheduler;
   unsigned long long switches;
 

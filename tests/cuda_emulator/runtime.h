@@ -40,7 +40,7 @@ struct alignas(16) Exchange {
 EMULATOR_API Exchange& exchange();
 EMULATOR_API void meet(const char* what, unsigned mask, void (*combine)(Exchange&),
                        const char* file, int line);
-EMULATOR_API int lane();
+inline int lane() { return static_cast<int>(threadIdx.x % LANES); }
 
 EMULATOR_API bool is_shared(const void* pointer, size_t bytes);
 EMULATOR_API void copy_async(void* shared, const void* global, int bytes, bool valid,

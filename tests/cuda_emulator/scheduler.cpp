@@ -35,7 +35,7 @@ void yield() {
 
 void thread_main() {
   machine.launch->body(machine.arguments.data());
-  machine.threads[machine.current].state = State::DONE;
+  machine.states[machine.current] = State::DONE;
   yield();
 }
 
@@ -47,19 +47,18 @@ void run_warp(int warp) {
     progress = false;
     arrange(order, count);
     for (int lane : order) {
-      Thread& thread = machine.threads[first + lane];
-      if (thread.state != State::READY) continue;
-      machine.current = first + lane;
-      threadIdx.x = first + lane;
-      emulator_switch(&machine.scheduler, thread.stack_pointer);
+      const int thread = first + lane;
+      if (machine.states[thread] != State::READY) continue;
+      machine.current = thread;
+      threadIdx.x = thread;
+      emulator_switch(&machine.scheduler, machine.threads[thread].stack_pointer);
       progress = true;
     }
   }
-  if (machine.warps[warp].arrived == 0) return;
-  int waiting = first, other = first;
-  while (machine.threads[waiting].state != State::IN_WARP) ++waiting;
-  while (machine.threads[other].state == State::IN_WARP) ++other;
-  fail_divergence(waiting, other);
+  if (machine.warps[warp].meeting.arrived == 0) return;
+  int other = first;
+  while (machine.states[other] == State::IN_WARP) ++other;
+  fail_divergence(machine.warps[warp].meeting.first, other);
 }
 
 bool is_same(const Site& a, const Site& b) {
@@ -68,22 +67,28 @@ bool is_same(const Site& a, const Site& b) {
          (a.file == b.file || strcmp(a.file, b.file) == 0);
 }
 
-// All threads wait at a barrier or have ended: checks that they do the same, and lets them go on.
-// Whether any waits.
+// The current thread joins those that wait for each other, which must be at the same site.
+void join(Meeting& meeting, State state, const Site& site, int vote) {
+  const int thread = machine.current;
+  machine.threads[thread].site = site;
+  machine.states[thread] = state;
+  if (meeting.arrived++ == 0) meeting = {1, thread, 0};
+  meeting.votes += vote;
+  if (!is_same(site, machine.threads[meeting.first].site)) fail_divergence(meeting.first, thread);
+}
+
+// All threads wait at a barrier or have ended: lets them go on. Whether any waits.
 bool pass_barrier() {
   const int block = machine.launch->block;
-  int waiting = 0, ended = -1;
-  while (waiting < block && machine.threads[waiting].state == State::DONE) ended = waiting++;
-  if (waiting == block) return false;
-  if (ended >= 0) fail_divergence(waiting, ended);
-  const Site site = machine.threads[0].site;
-  machine.vote_result = 0;
-  for (int i = 0; i < block; ++i) {
-    Thread& thread = machine.threads[i];
-    if (thread.state == State::DONE || !is_same(thread.site, site)) fail_divergence(0, i);
-    machine.vote_result += thread.vote;
+  if (machine.barrier.arrived == 0) return false;
+  if (machine.barrier.arrived < block) {
+    int ended = 0;
+    while (machine.states[ended] != State::DONE) ++ended;
+    fail_divergence(machine.barrier.first, ended);
   }
-  for (int i = 0; i < block; ++i) machine.threads[i].state = State::READY;
+  machine.votes = machine.barrier.votes;
+  machine.barrier.arrived = 0;
+  std::fill_n(machine.states, block, State::READY);
   return true;
 }
 
@@ -110,12 +115,13 @@ void run_block() {
   for (int i = 0; i < block; ++i) {
     Thread& thread = machine.threads[i];
     thread.stack_pointer = prepare_fiber(i, thread_main);
-    thread.state = State::READY;
     thread.odd = false;
     thread.group = 0;
     thread.copies.clear();
   }
-  for (int i = 0; i < num_warps; ++i) machine.warps[i].arrived = 0;
+  std::fill_n(machine.states, block, State::READY);
+  for (int i = 0; i < num_warps; ++i) machine.warps[i].meeting.arrived = 0;
+  machine.barrier.arrived = 0;
   do {
     arrange(warp_order, num_warps);
     for (int warp : warp_order) run_warp(warp);
@@ -142,19 +148,15 @@ void run_grid() {
 
 // What kernels call
 
-int lane() { return machine.current % LANES; }
-
 int barrier(Vote vote, int predicate, const char* file, int line) {
   static constexpr const char* NAMES[] = {"__syncthreads", "__syncthreads_or", "__syncthreads_and",
                                           "__syncthreads_count"};
-  Thread& thread = machine.threads[machine.current];
-  thread.site = {NAMES[static_cast<int>(vote)], file, line};
-  thread.vote = predicate != 0;
-  thread.state = State::AT_BARRIER;
+  const Site site = {NAMES[static_cast<int>(vote)], file, line};
+  join(machine.barrier, State::AT_BARRIER, site, predicate != 0);
   yield();
-  if (vote == Vote::OR) return machine.vote_result != 0;
-  if (vote == Vote::AND) return machine.vote_result == machine.launch->block;
-  return machine.vote_result;
+  if (vote == Vote::OR) return machine.votes != 0;
+  if (vote == Vote::AND) return machine.votes == machine.launch->block;
+  return machine.votes;
 }
 
 Exchange& exchange() {
@@ -162,27 +164,22 @@ Exchange& exchange() {
 }
 
 void meet(const char* what, unsigned mask, void (*combine)(Exchange&), const char* file, int line) {
-  const int first = machine.current / LANES * LANES;
+  const int thread = machine.current, first = thread / LANES * LANES;
   if (mask != 0xffffffffu) fail(file, line, "%s: mask must name all lanes, got 0x%x", what, mask);
   if (first + LANES > machine.launch->block) {
     fail(file, line,
          "%s: must be called by 32 lanes, but a block of %d threads has a smaller last warp", what,
          machine.launch->block);
   }
-  Thread& thread = machine.threads[machine.current];
-  Warp& warp = machine.warps[machine.current / LANES];
-  thread.site = {what, file, line};
-  thread.state = State::IN_WARP;
-  if (++warp.arrived == LANES) {
-    for (int i = first; i < first + LANES; ++i) {
-      if (!is_same(machine.threads[i].site, thread.site)) fail_divergence(machine.current, i);
-    }
+  Meeting& meeting = machine.warps[thread / LANES].meeting;
+  join(meeting, State::IN_WARP, {what, file, line}, 0);
+  if (meeting.arrived == LANES) {
     if (combine != nullptr) combine(exchange());
-    for (int i = first; i < first + LANES; ++i) machine.threads[i].state = State::READY;
-    warp.arrived = 0;
+    std::fill_n(machine.states + first, LANES, State::READY);
+    meeting.arrived = 0;
   }
   yield();  // the last to arrive too, so that the schedule's order holds from here on
-  thread.odd = !thread.odd;
+  machine.threads[thread].odd = !machine.threads[thread].odd;
 }
 
 }  // namespace emulator
