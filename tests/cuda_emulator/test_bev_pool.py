@@ -75,7 +75,8 @@ def test_lifting(emulator: Emulator, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("points", [256, 257, 1500])
 def test_a_long_cell_is_shared_by_a_block(emulator: Emulator, points: int) -> None:
-    cells = torch.cat([torch.full((points,), 5), torch.arange(20), torch.full((300,), 13)])
+    # Cells 5 and 11 of 20 belong to the same block of eight, which are three apart.
+    cells = torch.cat([torch.full((points,), 5), torch.arange(20), torch.full((300,), 11)])
     plan = (cells, *cpu.bev_pool_intervals(cells, 20))
     feats = torch.randn(len(cells), 12)
     assert_close(cuda.bev_pool(feats, *plan), cpu.bev_pool(feats.double(), *plan))

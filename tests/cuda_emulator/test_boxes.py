@@ -36,7 +36,9 @@ def some_boxes(dtype: torch.dtype) -> Tensor:
         (0, 0, 0, math.inf, 2, 1, 0),
     ]
     far = random_boxes(6, 3.0, dtype) + torch.tensor([100, -90, 0, 0, 0, 0, 0], dtype=dtype)
-    return torch.cat([plain, plain[:3], torch.tensor(known, dtype=dtype), far])
+    turned = plain[:1].repeat(4, 1)
+    turned[:, 6] += torch.arange(1, 5, dtype=dtype) / 3
+    return torch.cat([plain, plain[:3], turned, torch.tensor(known, dtype=dtype), far])
 
 
 @pytest.mark.parametrize(
