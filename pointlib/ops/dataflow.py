@@ -26,7 +26,7 @@ TILES_PER_THREAD = 4
 """So that threads which got easier tiles find more."""
 
 Operation = Literal["forward", "grad_weight"]
-Kind = Literal["output_stationary", "fetch_on_demand", "gather_scatter", "split_pairs"]
+Kind = Literal["output_stationary", "hybrid", "fetch_on_demand", "gather_scatter", "split_pairs"]
 
 
 class MapStatistics(NamedTuple):

@@ -21,7 +21,11 @@ from pointlib.ops.timing import Limits, median_seconds
 if TYPE_CHECKING:
     from pointlib.ops.tune import Call
 
-TAP_BY_TAP = (Dataflow(0, kind="fetch_on_demand"), Dataflow(0, kind="gather_scatter"))
+TAP_BY_TAP = (
+    Dataflow(0, kind="hybrid"),
+    Dataflow(0, kind="fetch_on_demand"),
+    Dataflow(0, kind="gather_scatter"),
+)
 
 
 class Tunable(Protocol):
@@ -99,7 +103,7 @@ class _Cuda:
         plans = candidate_plans(*sizes, self.device.capability, self.device.num_sms)
         if call.pairs[0] is None:
             return [plan.dataflow for plan in plans]
-        return [*(plan.dataflow for plan in plans[:4]), *TAP_BY_TAP]
+        return [*(plan.dataflow for plan in plans[:3]), *TAP_BY_TAP]
 
     def runner(self, call: Call) -> Callable[[Dataflow], Tensor]:
         feats, weight = random_operands(call)
@@ -135,6 +139,8 @@ class _Cuda:
             if dataflow.kind == "split_pairs":
                 partial = 4 * w.c_in * w.c_out * w.statistics.num_pairs / dataflow.tile_rows
                 return limits.seconds(flops, num_bytes + 2 * partial)
+            if dataflow.kind == "hybrid":  # rare taps leave sums to the common ones
+                return limits.seconds(flops, num_bytes + 2 * sums)
             if dataflow.kind != "output_stationary":
                 return limits.seconds(flops, num_bytes + 8 * w.statistics.num_pairs * w.c_out)
             wasted = redundancy(w.statistics, dataflow.tile_rows, dataflow.splits)

@@ -46,6 +46,7 @@ def test_candidates_agree(emulator: Emulator) -> None:
     assert 2 <= len(candidates) <= 6 and len(set(candidates)) == len(candidates)
     assert {d.kind for d in candidates} == {
         "output_stationary",
+        "hybrid",
         "fetch_on_demand",
         "gather_scatter",
     }

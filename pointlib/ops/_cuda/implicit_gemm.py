@@ -88,6 +88,7 @@ def convolve(
     epilogue: Epilogue = NO_EPILOGUE,
     out: Tensor | None = None,
     plan: Plan | None = None,
+    earlier: Tensor | None = None,
 ) -> Tensor:
     """Sum the products of each output row in one pass over its taps, and finish it before it is written.
 
@@ -101,6 +102,8 @@ def convolve(
         epilogue: What follows the sum.
         out: (num_out, C_out) contiguous, the dtype of feats, to write to; may be the residual but no feats.
         plan: How; the prior's choice if None. Has no say where a first layer's few channels take another kernel.
+        earlier: (num_out, C_out) contiguous float32, or float64 for float64: sums of other taps, which are added
+            and overwritten; not for a first layer's few channels.
 
     Returns:
         (num_out, C_out), the dtype of feats: `out` where it is given.
@@ -114,7 +117,8 @@ def convolve(
     if dtype == torch.bfloat16 and device.capability < 80:
         residual = None if epilogue.residual is None else epilogue.residual.float()
         epilogue = epilogue._replace(residual=residual)
-        return out.copy_(convolve([f.float() for f in feats], weight, pairs, epilogue, plan=plan))
+        wide = [part.float() for part in feats]
+        return out.copy_(convolve(wide, weight, pairs, epilogue, plan=plan, earlier=earlier))
     sums = torch.float64 if dtype == torch.float64 else torch.float32
     scale, shift, residual, slope = epilogue
     scale, shift = (None if t is None else _aligned(t.to(sums)) for t in (scale, shift))
@@ -124,6 +128,7 @@ def convolve(
     weight = weight.to(dtype)
     small_bytes = taps * c_in * SMALL_COLS * sums.itemsize
     if c_in in SMALL_CHANNELS and small_bytes <= device.shared_bytes:
+        assert earlier is None
         joined = feats[0] if len(feats) == 1 else torch.cat(list(feats), 1)
         _convolve_small(joined, weight, pairs, epilogue, out, small_bytes)
         return out
@@ -137,7 +142,7 @@ def convolve(
         else:
             sizes = (pairs.statistics, dtype, channels, c_out, exact)
             plan = choose_plan(*sizes, device.capability, device.num_sms)
-    _launch_splits(feats, weight, pairs, epilogue, out, plan, device.capability)
+    _launch_splits(feats, weight, pairs, epilogue, out, plan, device.capability, earlier)
     return out
 
 
@@ -149,11 +154,14 @@ def _launch_splits(
     out: Tensor,
     plan: Plan,
     capability: int,
+    earlier: Tensor | None,
 ) -> None:
     """One launch a split; they share the sums in a workspace."""
     dtype, (taps, _, c_out), tile = out.dtype, weight.shape, plan.tile
     channels = [part.shape[1] for part in feats]
     width = copy_width(dtype, channels)
+    if width < 16:  # a plan for other channels may name a tile that is not made for these
+        tile = next(tiles(dtype, tile.exact, width, capability))
     parts = [_rows_of(part, width) for part in feats]
     first, second = parts[0], parts[1] if len(parts) == 2 else None
     sizes = (*channels, 0)[:2]
@@ -161,8 +169,8 @@ def _launch_splits(
     weight = _columns_of(weight)
     known, mirrored = pairs.rows(plan.splits)
     ends = (0, taps) if known is None or plan.splits < 2 else known.split_ptr
-    partial = None
-    if len(ends) > 2:
+    partial = earlier
+    if partial is None and len(ends) > 2:
         kind = torch.float64 if dtype == torch.float64 else torch.float32
         partial = out.new_empty(out.shape, dtype=kind)
     rows = (None, None, None) if known is None else known[:3]
@@ -174,7 +182,12 @@ def _launch_splits(
             *(SOURCE, tile.kernel(dtype, capability, width), blocks, tile.threads(dtype)),
             *(first, second, *sizes, *strides, weight, weight.shape[2], taps, int(mirrored)),
             *(*rows, order, pairs.num_out, ends[split], ends[split + 1], *finish, out, partial),
-            *(c_out, int(split == 0), int(split == len(ends) - 2), _is_aligned(out, epilogue)),
+            *(
+                c_out,
+                int(split == 0 and earlier is None),
+                int(split == len(ends) - 2),
+                _is_aligned(out, epilogue),
+            ),
             shared_bytes=tile.shared_bytes(dtype, capability),
         )
 

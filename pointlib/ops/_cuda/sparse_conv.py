@@ -9,6 +9,7 @@ from torch import Tensor
 from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.gemm_tiles import Plan
 from pointlib.ops._cuda.grouped_conv import grouped_conv
+from pointlib.ops._cuda.hybrid import hybrid
 from pointlib.ops._cuda.implicit_gemm import Epilogue, Pairs, convolve
 from pointlib.ops._cuda.tiles import on_tensor_cores
 from pointlib.ops._cuda.weight_grad import weight_grad
@@ -43,6 +44,8 @@ def carry_out(
     if dataflow is not None and dataflow.kind != "output_stationary":
         if pairs.offset_ptr is not None and int(pairs.offset_ptr[-1]) != pairs.statistics.num_pairs:
             return convolve([feats], weight, pairs, Epilogue(shift=bias))
+        if dataflow.kind == "hybrid":
+            return hybrid(feats, weight, bias, pairs)
         tap_by_tap = fetch_on_demand if dataflow.kind == "fetch_on_demand" else gather_scatter
         return tap_by_tap(feats, weight, bias, *pairs[:4])
     plan = None if dataflow is None else Plan.of(dataflow, is_exact(feats))

@@ -53,9 +53,34 @@ def fetch_on_demand(
     Returns:
         (num_out, C_out), the dtype of feats; sums in float32, or float64 for float64.
     """
+    out = feats.new_empty(num_out, weight.shape[2])
+    return _fetch(feats, weight, bias, in_index, out_index, offset_ptr, out)
+
+
+def tap_sums(
+    feats: Tensor,
+    weight: Tensor,
+    in_index: Tensor,
+    out_index: Tensor,
+    offset_ptr: Tensor,
+    rows: int,
+) -> Tensor:
+    """The sums of `fetch_on_demand` before they are rounded: (rows, C_out) float32, or float64 for float64."""
+    out = feats.new_empty((rows, weight.shape[2]), dtype=_accumulator(feats.dtype))
+    return _fetch(feats, weight, None, in_index, out_index, offset_ptr, out)
+
+
+def _fetch(
+    feats: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    in_index: Tensor | None,
+    out_index: Tensor | None,
+    offset_ptr: Tensor | None,
+    out: Tensor,
+) -> Tensor:
     feats, weight = feats.contiguous(), weight.contiguous()
-    c_in, c_out = feats.shape[1], weight.shape[2]
-    out = feats.new_empty(num_out, c_out)
+    (num_out, c_out), c_in = out.shape, feats.shape[1]
     if not out.numel():
         return out
     capability = engine.properties(feats).capability
@@ -65,8 +90,8 @@ def fetch_on_demand(
         in_index = out_index = None
         chunks = chunk_rows(num_out, tile.m, feats)
     else:
-        in_index, out_index = in_index.contiguous(), out_index.contiguous()
         rows = row_map(in_index, out_index, offset_ptr, num_out, splits=0)
+        in_index, out_index = in_index.contiguous(), out_index.contiguous()
         chunks = chunk_pairs(offset_ptr, tile.m, feats)
     pairs = num_out if in_index is None else len(in_index)
     products = feats.new_empty((pairs, c_out), dtype=_accumulator(feats.dtype))
@@ -106,8 +131,8 @@ def gather_scatter(
     with torch.autocast(feats.device.type, enabled=False):
         if in_index is None or out_index is None or offset_ptr is None:
             return _add_products(torch.mm(feats, weight[0]), None, None, bias, out)
-        in_index, out_index = in_index.contiguous(), out_index.contiguous()
         rows = row_map(in_index, out_index, offset_ptr, num_out, splits=0)
+        in_index, out_index = in_index.contiguous(), out_index.contiguous()
         batches = batch_taps(offset_ptr.diff().tolist(), padding)
         buffer, places = _gather(feats, in_index, out_index, offset_ptr, rows, batches)
         products = feats.new_empty(len(buffer), weight.shape[2])
