@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pointlib.ops._cpu.composition import sparse_conv as cpu
 from pointlib.ops._cuda import engine, row_map, sparse_conv
-from pointlib.ops._cuda.gemm_tiles import GemmTile, Plan, candidate_plans, tiles
+from pointlib.ops._cuda.gemm_tiles import GemmTile, Plan, candidate_plans, choose_plan, tiles
 from pointlib.ops._cuda.implicit_gemm import NO_EPILOGUE, Epilogue, Pairs, convolve, variants
 from pointlib.ops._cuda.tiles import on_tensor_cores
 from pointlib.ops.dataflow import MapStatistics
@@ -167,6 +167,18 @@ def test_no_channels() -> None:
 @pytest.mark.parametrize("channels", [(16, 16), (8, 64), (12, 20), (7, 33), (2, 2)])
 def test_inputs_side_by_side(channels: tuple[int, int]) -> None:
     check(map_of("strided"), channels, 32, torch.float16)
+
+
+def test_a_plan_for_wide_rows_serves_narrow_ones() -> None:
+    check(map_of(), [12, 20], 32, torch.float16, TILE)
+
+
+def test_choices_are_remembered_for_maps_of_about_one_size() -> None:
+    chosen = [
+        choose_plan(MapStatistics(pairs, 27, rows), torch.float16, [64], 64, False, 90, 132)
+        for pairs, rows in ((286_000, 94_625), (287_000, 95_000))
+    ]
+    assert chosen[0] is chosen[1]
 
 
 def test_inputs_that_lie_badly() -> None:

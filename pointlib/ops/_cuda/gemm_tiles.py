@@ -5,6 +5,7 @@ What stands here says again what cuda/implicit_gemm.cu computes from the same nu
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ import torch
 
 from pointlib.ops._cuda.engine import ceil_div
 from pointlib.ops._cuda.tiles import TYPES
-from pointlib.ops.dataflow import Dataflow, MapStatistics
+from pointlib.ops.dataflow import Dataflow, MapStatistics, half_octave
 
 WARPS = {
     (128, 128): (4, 2),
@@ -247,11 +248,30 @@ def choose_plan(
     capability: int,
     num_sms: int,
 ) -> Plan:
-    """The prior's first candidate.
+    """The prior's first candidate for a map of about this size and density: they are rounded, and choices remembered.
 
     Example:
         >>> scan = MapStatistics(num_pairs=286_000, kernel_volume=27, num_out=94_625)
         >>> choose_plan(scan, torch.float16, [96], 96, False, capability=90, num_sms=132)
         Plan(tile=GemmTile(rows=128, cols=96, slice_bytes=64, exact=False), splits=1)
     """
+    rounded = (half_octave(statistics.num_out), half_octave(statistics.density))
+    sizes = (dtype, tuple(channels), c_out, exact, capability, num_sms)
+    return _first_plan(rounded, statistics.kernel_volume, *sizes)
+
+
+@functools.cache
+def _first_plan(
+    rounded: tuple[float, float],
+    volume: int,
+    dtype: torch.dtype,
+    channels: tuple[int, ...],
+    c_out: int,
+    exact: bool,
+    capability: int,
+    num_sms: int,
+) -> Plan:
+    """`rounded`: log2 of the output rows and of the density."""
+    rows = round(2 ** rounded[0])
+    statistics = MapStatistics(round(2 ** rounded[1] * rows * volume), volume, rows)
     return candidate_plans(statistics, dtype, channels, c_out, exact, capability, num_sms)[0]
