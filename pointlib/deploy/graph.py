@@ -7,6 +7,7 @@ recorded once and replayed with one call.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Sequence
 
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pointlib.nn import Conv3d
+from pointlib.nn.fused import freeze_batch_norms
 from pointlib.ops._cuda.pyramid import Pyramid, PyramidPlan, check_status
 from pointlib.ops._cuda.row_map import RowMap, remember_rows
 from pointlib.ops.kernel_map import ConvSpec, KernelMap
@@ -31,7 +33,8 @@ class StaticNetwork:
     kernel at every level, such as MinkUNet.
 
     Args:
-        model: In eval mode; takes a SparseTensor, returns (N, C) with a row for each input voxel.
+        model: In eval mode; takes a SparseTensor, returns (N, C) with a row for each input voxel. Copied: what is
+            done to its weights later has no effect here.
         example: A scan to take the sizes from, of the dtype and on the device to run on.
         headroom: Capacity of each level and of the maps, relative to that scan.
 
@@ -46,11 +49,12 @@ class StaticNetwork:
             )
         if headroom < 1:
             raise ValueError(f"StaticNetwork: headroom must be at least 1, got {headroom}.")
-        self.model = model
+        self.model = copy.deepcopy(model)
+        freeze_batch_norms(self.model)
         self.same, self.down = unet_specs(model)
         fresh = SparseTensor(example.feats, example.coords, batch_size=example.batch_size)
         with torch.inference_mode():
-            model(fresh)
+            self.model(fresh)
         self.batch_size = example.batch_size
         self.levels = len(fresh.maps.members)
         self.pairs = [

@@ -114,10 +114,29 @@ def _folds(conv: nn.Module, norm: BatchNorm) -> bool:
 
 def _scale_and_shift(conv: Conv3d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """Batch norm over running statistics, and the convolution's bias, as a factor and a summand per channel."""
+    known: tuple[Tensor, Tensor] | None = getattr(norm, _FROZEN, None)
+    if known is not None and len(known):
+        return known
     assert norm.running_mean is not None and norm.running_var is not None
     scale = torch.rsqrt(norm.running_var + norm.eps)
     if norm.weight is not None:
         scale = scale * norm.weight
     mean = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
-    shift = -mean * scale
-    return scale, shift if norm.bias is None else shift + norm.bias
+    shift = -mean * scale if norm.bias is None else torch.addcmul(norm.bias, mean, scale, value=-1)
+    if known is not None:
+        setattr(norm, _FROZEN, (scale, shift))
+    return scale, shift
+
+
+_FROZEN = "_frozen_scale_and_shift"
+
+
+def freeze_batch_norms(model: nn.Module) -> None:
+    """Let each batch norm of a network in eval mode fold its parameters at its next use and never again.
+
+    That saves four small operations a convolution, which on a GPU take longer than many a convolution. For a copy of
+    a network whose weights stay as they are, such as one recorded as a CUDA graph.
+    """
+    for module in model.modules():
+        if isinstance(module, BatchNorm):
+            setattr(module, _FROZEN, ())

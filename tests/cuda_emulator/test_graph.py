@@ -63,6 +63,17 @@ class TestOnDevice:
             with torch.inference_mode():
                 assert_close(logits[: len(x)], model(x).double(), torch.float32)
 
+    def test_the_weights_are_those_of_the_recording(self) -> None:
+        model, x = unet(), scan(30)
+        static = StaticNetwork(model, x)
+        static.load(x)
+        with torch.inference_mode(), OnDevice(**OPERATORS):
+            before, _ = static.run()
+            for parameter in model.parameters():
+                parameter.data.zero_()
+            after, _ = static.run()
+        assert torch.equal(before[: len(x)], after[: len(x)]) and bool(before.any())
+
     def test_a_scan_that_does_not_fit_is_told(self) -> None:
         model = unet()
         static = StaticNetwork(model, scan(20), headroom=1.0)

@@ -140,3 +140,15 @@ def test_networks_answer_alike_with_and_without_gradients(name: str, autocast: b
         assert (out - expected).norm() < 0.05 * expected.norm()
     else:
         torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_batch_norm_folds_its_parameters_once() -> None:
+    x, conv, norm, act = scan(6), Conv3d(6, 9), trained_norm(9), ReLU()
+    with torch.inference_mode():
+        expected = conv_norm_act(x, conv, norm, act).feats
+        module.freeze_batch_norms(norm)
+        assert torch.equal(conv_norm_act(x, conv, norm, act).feats, expected)
+        norm.running_mean.fill_(9)
+        assert torch.equal(conv_norm_act(x, conv, norm, act).feats, expected)
+        module.freeze_batch_norms(norm)
+        assert not torch.equal(conv_norm_act(x, conv, norm, act).feats, expected)
