@@ -183,24 +183,27 @@ __global__ void __launch_bounds__(SETTLE_THREADS)
   for (int64_t word = thread; word < words; word += threads) suppressed[word] = 0;
   __syncthreads();
 
+  uint32_t own = thread < min(static_cast<int64_t>(WARP), count) ? masks[thread * words] : 0;
   for (int64_t word = 0; word < words; ++word) {
     const int64_t first = word * WARP;
     if (thread < WARP) {
       const int64_t row = first + thread;
-      const uint32_t own = row < count ? masks[row * words + word] : 0;
       uint32_t gone = suppressed[word];
+#pragma unroll
       for (int k = 0; k < WARP; ++k) {
         const uint32_t mask = __shfl_sync(ALL_LANES, own, k);
         if (!(gone >> k & 1)) gone |= mask;
       }
       if (row < count) keep[row] = !(gone >> thread & 1);
       if (thread == 0) suppressed[words] = ~gone;
+      // Read ahead, while the others mark.
+      own = row + WARP < count ? masks[(row + WARP) * words + word + 1] : 0;
     }
     __syncthreads();
     const uint32_t kept = suppressed[words];
     for (int64_t later = word + 1 + thread; later < words; later += threads) {
       uint32_t gone = suppressed[later];
-#pragma unroll 8
+#pragma unroll
       for (int k = 0; k < WARP; ++k)
         if ((kept >> k & 1) && first + k < count) gone |= masks[(first + k) * words + later];
       suppressed[later] = gone;
