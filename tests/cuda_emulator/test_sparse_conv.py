@@ -124,6 +124,20 @@ def test_tf32_where_torch_allows_it() -> None:
     assert (error > 1e-4) == on_tensor_cores
 
 
+@pytest.mark.skipif(
+    not hasattr(torch.backends, "fp32_precision"), reason="needs torch 2.9 or newer"
+)
+def test_tf32_by_the_newer_setting() -> None:
+    settings = torch.backends.cuda.matmul
+    before, settings.fp32_precision = settings.fp32_precision, "tf32"
+    try:
+        assert on_tensor_cores(torch.float32, 80) and not on_tensor_cores(torch.float32, 75)
+        settings.fp32_precision = "ieee"
+        assert not on_tensor_cores(torch.float32, 80)
+    finally:
+        settings.fp32_precision = before
+
+
 @pytest.mark.parametrize("rows", [0, 1, 63, 64, 65])
 def test_any_number_of_rows(rows: int) -> None:
     kernel_map = build_kernel_map(sites(rows), ConvSpec(3)).kernel_map

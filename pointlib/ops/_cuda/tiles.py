@@ -66,10 +66,17 @@ def stages(capability: int) -> int:
 
 
 def on_tensor_cores(dtype: torch.dtype, capability: int) -> bool:
-    """Whether a dtype is multiplied by tensor cores; float32 where `torch.backends.cuda.matmul.allow_tf32` says so."""
+    """Whether a dtype is multiplied by tensor cores; float32 where torch allows its own products to be in TF32."""
     if dtype == torch.float32:
-        return capability >= 80 and torch.backends.cuda.matmul.allow_tf32
+        return capability >= 80 and _allows_tf32()
     return dtype == torch.float16 or (dtype == torch.bfloat16 and capability >= 80)
+
+
+def _allows_tf32() -> bool:
+    """By torch's setting since 2.9, beside which the older one may not be read, or else by that."""
+    settings = torch.backends.cuda.matmul
+    precision = getattr(settings, "fp32_precision", None)
+    return settings.allow_tf32 if precision is None else precision == "tf32"
 
 
 def tensor_core_types(capability: int) -> tuple[torch.dtype, ...]:
