@@ -107,13 +107,12 @@ __global__ void write_levels(const int64_t* __restrict__ keys, const int64_t* __
 
 // As search_columns, for the outputs of all levels; inputs are `step` levels finer, and there is no
 // dilation.
-__global__ void search_levels(const int64_t* __restrict__ site_keys,
-                              const int64_t* __restrict__ counts,
-                              const uint64_t* __restrict__ bounds,
-                              const int64_t* __restrict__ table, int64_t number, int64_t step,
-                              int64_t size_x, int64_t size_y, int64_t size_z, int64_t padding_x,
-                              int64_t padding_y, int64_t padding_z, int64_t symmetric,
-                              int32_t* __restrict__ starts, uint8_t* __restrict__ present) {
+__global__ void __launch_bounds__(256)
+    search_levels(const int64_t* __restrict__ site_keys, const int64_t* __restrict__ counts,
+                  const uint64_t* __restrict__ bounds, const int64_t* __restrict__ table,
+                  int64_t number, int64_t step, int64_t size_x, int64_t size_y, int64_t size_z,
+                  int64_t padding_x, int64_t padding_y, int64_t padding_z, int64_t symmetric,
+                  int32_t* __restrict__ starts, uint8_t* __restrict__ present) {
   const Levels levels = {table, number};
   const int64_t row = global_thread(), rows = levels.begin(number);
   if (row >= rows) return;
@@ -221,11 +220,12 @@ __global__ void place_levels(const int64_t* __restrict__ table, int64_t number,
 
 // What the rows of several maps, each of all levels, are sorted by: map, level, split, and the Gray
 // rank of the taps of that split, largest first. The blocks' y is the split. bits (maps, volume):
-// the bit of a split's rank that a tap sets; ranks are `width` bits wide.
+// the bit of a split's rank that a tap sets; ranks are `width` bits wide. Keys of 32 bits use all.
+template <class Key>
 __global__ void rank_levels(const int64_t* __restrict__ table, int64_t number,
                             const uint32_t* __restrict__ mask, int64_t maps, int64_t words,
                             const int64_t* __restrict__ bits, int64_t volume, int64_t splits,
-                            int64_t width, int64_t* __restrict__ keys) {
+                            int64_t width, Key* __restrict__ keys) {
   const Levels levels = {table, number};
   const int64_t row = global_thread(), rows = levels.begin(number), split = blockIdx.y;
   if (row >= maps * rows) return;
@@ -241,8 +241,9 @@ __global__ void rank_levels(const int64_t* __restrict__ table, int64_t number,
   for (int step = 32; step > 0; step /= 2) rank ^= rank >> step;
   const int64_t group = (map * number + level) * splits + split;
   const uint64_t largest = (uint64_t{1} << width) - 1;
-  keys[split * maps * rows + row] =
-      static_cast<int64_t>((static_cast<uint64_t>(group) << width) + (largest - rank));
+  const uint64_t key = (static_cast<uint64_t>(group) << width) + (largest - rank);
+  constexpr uint64_t sign = sizeof(Key) == 4 ? uint64_t{1} << 31 : 0;
+  keys[split * maps * rows + row] = static_cast<Key>(key ^ sign);
 }
 
 // Rows as they were sorted, counted from the begin of their level.

@@ -26,6 +26,7 @@ ALIGNMENT = 128
 MAX_LEVELS = 7
 KEY_BITS = 60
 """Bits of a key below its level."""
+_RANK_KERNELS = {torch.int32: "rank_levels<int>", torch.int64: "rank_levels<long long>"}
 
 
 class PyramidLevel(NamedTuple):
@@ -105,8 +106,9 @@ class PyramidPlan:
             table.append([self.begins[-1], *(s**level for s in down.stride)])
             self.begins.append(self.begins[-1] + capacity)
         table.append([self.begins[-1], 1, 1, 1])
-        groups = 3 * len(self.capacities) * splits
-        bits, self.rank_width = _rank_bits((same, down, down), splits, 63 - groups.bit_length())
+        group_bits = (3 * len(self.capacities) * splits - 1).bit_length()
+        bits, self.rank_width = _rank_bits((same, down, down), splits, 63 - group_bits)
+        self.rank_dtype = torch.int32 if group_bits + self.rank_width <= 32 else torch.int64
         self._table = torch.tensor(table).to(like.device)
         self._bits = torch.tensor(bits).to(like.device)
 
@@ -200,9 +202,9 @@ class PyramidPlan:
     def _order(self, mask: Tensor) -> Tensor:
         """Rows of each map, level and split by Gray rank, one after the other, (3 * rows * splits,) int32."""
         (rows, words), levels = mask.shape, (self._table, len(self.capacities))
-        keys = mask.new_empty(self.splits * rows, dtype=torch.int64)
+        keys = mask.new_empty(self.splits * rows, dtype=self.rank_dtype)
         _launch(
-            *("rank_levels", (engine.ceil_div(rows, BLOCK), self.splits), *levels),
+            *(_RANK_KERNELS[self.rank_dtype], (engine.ceil_div(rows, BLOCK), self.splits), *levels),
             *(mask, 3, words, self._bits, self.volume, self.splits, self.rank_width, keys),
         )
         indices = torch.sort(keys, stable=True).indices
@@ -295,6 +297,6 @@ def variants(capability: int) -> Iterator[tuple[str, str]]:
     del capability
     names = (
         *("pack_levels", "count_levels", "write_levels", "search_levels"),
-        *("mark_levels", "place_levels", "rank_levels", "take_level_order"),
+        *("mark_levels", "place_levels", *_RANK_KERNELS.values(), "take_level_order"),
     )
     yield from ((SOURCE, f"pointlib::{name}") for name in names)
