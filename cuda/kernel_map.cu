@@ -44,20 +44,9 @@ __global__ void search_columns(const int64_t* __restrict__ in_keys, int64_t num_
     present[at] = static_cast<uint8_t>(found.bits);
   }
 
-  const int64_t blocks = gridDim.x;
-  int64_t* own = counts + 1 + blockIdx.x;
-  for (int i = 0; i < column.depth; i++) {
-    const int count = __syncthreads_count(found.bits >> i & 1);
-    if (threadIdx.x != 0) continue;
-    own[column.tap(i) * blocks] = count;
-    if (symmetric) own[column.mirrored(i) * blocks] = count;
-  }
-  if (threadIdx.x != 0) return;
-  if (blockIdx.x == 0 && blockIdx.y == 0) counts[0] = 0;
-  if (column.is_central) {
-    const int64_t before = static_cast<int64_t>(blockIdx.x) * blockDim.x;
-    own[column.volume / 2 * blocks] = min(static_cast<int64_t>(blockDim.x), num_out - before);
-  }
+  if (global_thread() == 0 && blockIdx.y == 0) counts[0] = 0;
+  count_pairs(column, found.bits, min(num_out - out + threadIdx.x, int64_t{blockDim.x}), symmetric,
+              counts + 1 + blockIdx.x, gridDim.x);
 }
 
 // Writes the pairs that search_columns found to their places; `places` are the sums of its counts.
@@ -70,46 +59,14 @@ __global__ void write_pairs(const int32_t* __restrict__ in_order,
                             int64_t size_y, int64_t size_z, int64_t contiguous, int64_t symmetric,
                             int32_t* __restrict__ in_index, int32_t* __restrict__ out_index) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
-  int32_t* warp_counts = reinterpret_cast<int32_t*>(shared_memory);
   const int64_t size[3] = {size_x, size_y, size_z};
   const Column column(size, contiguous, symmetric, blockIdx.y);
-  const int64_t out = global_thread(), blocks = gridDim.x, at = blockIdx.y * num_out + out;
-  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
-  const uint32_t bits = out < num_out ? present[at] : 0, lower = (1u << lane) - 1;
-  uint32_t votes[MAX_DEPTH];
-#pragma unroll
-  for (int i = 0; i < MAX_DEPTH; i++) {
-    if (i >= column.depth) continue;
-    votes[i] = __ballot_sync(ALL_LANES, bits >> i & 1);
-    if (lane == 0) warp_counts[warp * 8 + i] = __popc(votes[i]);
-  }
-  __syncthreads();
-  if (out >= num_out) return;
-
-  const int32_t row = out_order == nullptr ? static_cast<int32_t>(out) : out_order[out];
-  const int64_t* own = places + blockIdx.x;
-  if (column.is_central) {
-    const int64_t place = own[column.volume / 2 * blocks] + threadIdx.x;
-    in_index[place] = row;
-    out_index[place] = row;
-  }
-  int64_t found = bits == 0 ? 0 : starts[at];
-#pragma unroll
-  for (int i = 0; i < MAX_DEPTH; i++) {
-    if ((bits >> i & 1) == 0) continue;
-    int64_t rank = __popc(votes[i] & lower);
-    for (int before = 0; before < warp; before++) rank += warp_counts[before * 8 + i];
-    const int32_t source = in_order == nullptr ? static_cast<int32_t>(found) : in_order[found];
-    found++;
-    const int64_t place = own[column.tap(i) * blocks] + rank;
-    in_index[place] = source;
-    out_index[place] = row;
-    if (symmetric) {
-      const int64_t mirror = own[column.mirrored(i) * blocks] + rank;
-      in_index[mirror] = row;
-      out_index[mirror] = source;
-    }
-  }
+  const int64_t out = global_thread(), at = blockIdx.y * num_out + out;
+  const uint32_t bits = out < num_out ? present[at] : 0;
+  const Found found = {bits == 0 ? 0 : starts[at], bits};
+  place_pairs(column, found, out, out < num_out, in_order, out_order, symmetric,
+              places + blockIdx.x, gridDim.x, reinterpret_cast<int32_t*>(shared_memory), in_index,
+              out_index);
 }
 
 // Keys of floor(in / stride), and their bounds from those of the inputs.
@@ -171,12 +128,12 @@ struct Reaches {
 };
 
 // Adds all that the taps reach from coords (rows, 4) to bounds (8,). Blocks share 64 bytes a warp.
-__global__ void bound_reached(const int4* __restrict__ coords, int64_t rows, int64_t size_x,
-                              int64_t size_y, int64_t size_z, int64_t stride_x, int64_t stride_y,
-                              int64_t stride_z, int64_t padding_x, int64_t padding_y,
-                              int64_t padding_z, int64_t dilation_x, int64_t dilation_y,
-                              int64_t dilation_z, int64_t generative, int64_t end_x, int64_t end_y,
-                              int64_t end_z, uint64_t* __restrict__ bounds) {
+__global__ void __launch_bounds__(256, 2)
+    bound_reached(const int4* __restrict__ coords, int64_t rows, int64_t size_x, int64_t size_y,
+                  int64_t size_z, int64_t stride_x, int64_t stride_y, int64_t stride_z,
+                  int64_t padding_x, int64_t padding_y, int64_t padding_z, int64_t dilation_x,
+                  int64_t dilation_y, int64_t dilation_z, int64_t generative, int64_t end_x,
+                  int64_t end_y, int64_t end_z, uint64_t* __restrict__ bounds) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   const Geometry geometry = {{size_x, size_y, size_z},
                              {stride_x, stride_y, stride_z},
