@@ -17,6 +17,7 @@ from typing import NamedTuple
 from pointlib.ops._cuda import engine
 
 HERE = Path(__file__).resolve().parent
+MAX_THREADS = 1024
 RUNTIME = ("launch.cpp", "scheduler.cpp", "faults.cpp", "copies.cpp", "tensor_cores.cpp")
 
 FLAGS = [
@@ -113,6 +114,30 @@ def runtime() -> ctypes.CDLL:
     return ctypes.CDLL(str(build("the emulator", text, ["-O3"], [HERE])), mode=ctypes.RTLD_GLOBAL)
 
 
+BOUNDED = re.compile(
+    r"(?:template\s*<(?P<parameters>[^{};]*?)>\s*)?"
+    r"__global__\s+void\s+__launch_bounds__\((?P<bounds>(?:[^()]|\([^()]*\))*)\)\s*(?P<name>\w+)\s*\("
+)
+"""How a kernel states the threads that its block may have; g++ has nothing that could keep it."""
+
+
+def bound_of(source: str, expression: str, folders: Sequence[Path]) -> tuple[str, str]:
+    """C++ for the launch bounds of a kernel: a declaration, and the expression whose value they are."""
+    files: dict[str, bytes] = {}
+    included(source, folders, files)
+    parts = re.match(r"((?:\w+::)*)(\w+)", expression)
+    assert parts, expression
+    scope, name, arguments = parts[1], parts[2], expression[parts.end() :]
+    for text in files.values():
+        for found in BOUNDED.finditer(text.decode()):
+            if found["name"] == name:
+                template = f"template <{found['parameters']}> " if arguments else ""
+                value = f"constexpr long long bound_of_{name} = emulator::first({found['bounds']});"
+                opened = f"namespace {scope.removesuffix('::')} {{ {template}{value} }}"
+                return opened, f"{scope}bound_of_{name}{arguments}"
+    return "", str(MAX_THREADS)
+
+
 class Kind(NamedTuple):
     """What a parameter of a kernel takes; kernel_entry.h explains the letters.
 
@@ -142,15 +167,22 @@ class Kernel:
 
     Attributes:
         kinds: Of its parameters.
+        max_threads: Of a block, which `__launch_bounds__` promised the compiler.
         body: Address of the function that runs one thread.
     """
 
     def __init__(self, source: str, expression: str, capability: int, folder: Path) -> None:
         runtime()
+        folders = [folder, engine.SOURCES, HERE]
+        declaration, bound = bound_of(source, expression, folders)
         text = f"""#include "{source}"
 #include "kernel_entry.h"
 namespace {{
 const auto kernel = &({expression});
+}}
+{declaration}
+extern "C" EMULATOR_API long long emulated_bound() {{
+    return {bound};
 }}
 extern "C" EMULATOR_API const emulator::Kind* emulated_kinds() {{
     return emulator::kinds_of(kernel);
@@ -160,7 +192,6 @@ extern "C" EMULATOR_API void emulated_body(void* const* arguments) {{
 }}
 """
         flags = [*KERNEL_FLAGS, f"-D__CUDA_ARCH__={capability}0"]
-        folders = [folder, engine.SOURCES, HERE]
         self._path = build(f"{source}: {expression} (sm_{capability})", text, flags, folders)
         library = ctypes.CDLL(str(self._path))
         library.emulated_kinds.restype = ctypes.POINTER(_Kind)
@@ -169,6 +200,8 @@ extern "C" EMULATOR_API void emulated_body(void* const* arguments) {{
             if kind.passing == b"\0":
                 break
             self.kinds.append(Kind(kind.passing.decode(), kind.size, kind.element.decode()))
+        library.emulated_bound.restype = ctypes.c_longlong
+        self.max_threads: int = library.emulated_bound()
         self.body = ctypes.cast(library.emulated_body, ctypes.c_void_p)
 
     def lines(self, offset: int) -> str:

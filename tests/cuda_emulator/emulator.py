@@ -20,7 +20,7 @@ from torch import Tensor
 from pointlib.ops import _cuda
 from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.engine import Argument, Properties
-from tests.cuda_emulator.building import EmulatorError, Kernel, Kind, runtime
+from tests.cuda_emulator.building import MAX_THREADS, EmulatorError, Kernel, Kind, runtime
 
 SHARED_BYTES = {
     75: 64 << 10,
@@ -32,7 +32,6 @@ SHARED_BYTES = {
 }
 """Shared memory that one block may use, from the table of capabilities in the CUDA programming guide."""
 NUM_SMS = 4
-MAX_THREADS = 1024
 MAX_GRID = (2**31 - 1, 65535, 65535)
 
 ONE_LAUNCH = threading.Lock()
@@ -210,6 +209,10 @@ class Emulator:
         shared_bytes: int,
         arguments: Sequence[Argument],
     ) -> None:
+        if block > kernel.max_threads:
+            raise EmulatorError(
+                f"block must be at most {kernel.max_threads} threads, its __launch_bounds__, got {block}"
+            )
         if len(arguments) != len(kernel.kinds):
             raise EmulatorError(f"must get {len(kernel.kinds)} arguments, got {len(arguments)}")
         values = [packed(i, arguments[i], kind) for i, kind in enumerate(kernel.kinds)]

@@ -16,6 +16,12 @@ struct Kind {
   char element;  // f floating point, h __half, b __nv_bfloat16, i integer, ? anything
 };
 
+// Of launch bounds, the threads of a block; blocks of a multiprocessor may follow.
+template <class... More>
+constexpr long long first(long long threads, More...) {
+  return threads;
+}
+
 template <class T>
 constexpr Kind element_kind(char passing) {
   if constexpr (__is_same(T, float) || __is_same(T, double))

@@ -97,6 +97,17 @@ def test_launches_beyond_the_device_are_refused(
     launch_arguments(*arguments, block=1024, shared_bytes=227 << 10)
 
 
+@pytest.mark.parametrize(("kernel", "bound"), [("bounded<float>", 64), ("bounded<int, 4>", 128)])
+def test_launch_bounds_hold(kernel: str, bound: int) -> None:
+    listed = ("cuda_functions.cu", f"pointlib::{kernel}")
+    device = Emulator(90, KERNELS, lambda _: [listed])
+    out = torch.zeros(256, dtype=torch.float32 if "float" in kernel else torch.int32)
+    with pytest.raises(EmulatorError, match=f"at most {bound} threads, its __launch_bounds__, got"):
+        device.launch(*listed, (1, 1, 1), bound + 32, 0, (out,), CPU)
+    device.launch(*listed, (2, 1, 1), bound, 0, (out,), CPU)
+    assert out.sum() == 2 * bound
+
+
 def test_a_kernel_that_no_family_lists_is_refused() -> None:
     with pytest.raises(EmulatorError, match=r"must be listed by its family's variants\(\d+\)"):
         Emulator(90).launch("types.cuh", "pointlib::f", (1, 1, 1), 32, 0, (), CPU)

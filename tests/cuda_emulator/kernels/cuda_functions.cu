@@ -85,6 +85,12 @@ __global__ void arguments(const float* a, const float* b, float* out, int64_t n,
   if (i < n) out[i] = (a[i] + (b == nullptr ? 0.0f : b[i])) * factor;
 }
 
+// Promises the compiler at most WARPS warps, and three blocks of a multiprocessor at least.
+template <class T, int WARPS = 2>
+__global__ void __launch_bounds__(WARPS* WARP, 3) bounded(T* out) {
+  out[global_thread()] = T(1);
+}
+
 // Barriers and shuffles, for their cost.
 __global__ void waits(float* out, int64_t rounds) {
   float sum = static_cast<float>(threadIdx.x);
