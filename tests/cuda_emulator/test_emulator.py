@@ -34,7 +34,7 @@ def run(
     grid: int = 1,
     block: int = 128,
     shared_bytes: int = 0,
-    seeds: Sequence[int] = (),
+    seeds: Sequence[int] = (0, 1),
 ) -> None:
     """Launch a kernel of this folder on a device like the fixture's."""
     listed = [(source, f"pointlib::{kernel}")]
