@@ -54,7 +54,7 @@ __device__ __forceinline__ uint4 read_chunk(const T* source, int valid) {
 #endif
 
 // Walks over the slices of one window's taps, and copies a slice of rows and of weights at each
-// step.
+// step. It keeps where the next slice begins, for a step has few instructions to spare.
 template <class Math, int ROWS, int COLS, int SLICE, int THREADS, int WIDTH>
 struct Feeder {
   using T = typename Math::Element;
@@ -63,78 +63,125 @@ struct Feeder {
   static constexpr int LEFT = ROWS * LEFT_CHUNKS, RIGHT = SLICE * RIGHT_CHUNKS;
   static constexpr int LEFT_TURNS = (LEFT + THREADS - 1) / THREADS;
   static constexpr int RIGHT_TURNS = (RIGHT + THREADS - 1) / THREADS;
+  static_assert(THREADS % (8 * LEFT_CHUNKS) == 0, "a thread's chunks have one place in their rows");
   using Rows = TileRows<ROWS, THREADS>;
 
   const Operands<T>& operands;
   const Rows& rows;
   const int64_t first_column;
+  const int columns;                  // of the weight
   const int slices_of_first, slices;  // of a tap: those of the first matrix, and of both
+  const int own;                      // this thread's first element in a slice of features
+  const T* tap_0;                     // weights of the map's tap 0 for the tile's columns
+  int64_t tap_step;                   // from tap to tap
   int64_t word = 0;
   uint32_t left = 0;  // taps that are still to come, this one included
   int rank = 0, slice = 0;
+  const T* feats = nullptr;   // this thread's elements of this slice in row 0
+  int row_bytes = 0;          // from row to row
+  int channels = 0;           // from the slice's first one to the last of its matrix
+  const T* weight = nullptr;  // of the slice's first channel and the tile's first column
 
   __device__ __forceinline__ Feeder(const Operands<T>& operands, const Rows& rows,
                                     int64_t first_column)
       : operands(operands),
         rows(rows),
         first_column(first_column),
+        columns(static_cast<int>(operands.columns)),
         slices_of_first((operands.channels[0] + SLICE - 1) / SLICE),
-        slices(slices_of_first + (operands.channels[1] + SLICE - 1) / SLICE) {}
+        slices(slices_of_first + (operands.channels[1] + SLICE - 1) / SLICE),
+        own(static_cast<int>(threadIdx.x) % LEFT_CHUNKS * VECTOR) {
+    const int64_t all = operands.channels[0] + operands.channels[1];
+    tap_step = all * operands.columns;
+    tap_0 = operands.weight + first_column;
+    if (operands.mirrored) {
+      tap_0 += (operands.taps - 1) * tap_step;
+      tap_step = -tap_step;
+    }
+  }
 
   __device__ __forceinline__ void start(int64_t window, uint32_t taps) {
     word = window, left = taps, rank = 0, slice = 0;
+    if (left && slices) start_tap();
+  }
+
+  __device__ __forceinline__ void start_tap() {
+    weight = tap_0 + (word * 32 + __ffs(static_cast<int>(left)) - 1) * tap_step;
+    enter(slices_of_first == 0);
+  }
+
+  __device__ __forceinline__ void enter(bool second) {
+    feats = (second ? operands.feats[1] : operands.feats[0]) + own;
+    channels = second ? operands.channels[1] : operands.channels[0];
+    const int64_t stride = second ? operands.stride[1] : operands.stride[0];
+    row_bytes = static_cast<int>(stride) * static_cast<int>(sizeof(T));
   }
 
   __device__ __forceinline__ void step() {
-    if (++slice < slices) return;
-    slice = 0, ++rank, left &= left - 1;
+    if (++slice == slices) {
+      slice = 0, ++rank, left &= left - 1;
+      if (left) start_tap();
+    } else if (slice == slices_of_first) {
+      weight += static_cast<int64_t>(channels) * columns;
+      enter(true);
+    } else {
+      weight += static_cast<int64_t>(SLICE) * columns;
+      feats += SLICE, channels -= SLICE;
+    }
   }
 
   // visit(turn, place in the tile, source, elements that are there) for each chunk of rows that
-  // this thread copies.
+  // this thread copies. Where none are, the source is no valid address.
   template <class Visit>
   __device__ __forceinline__ void visit_left(Visit&& visit) const {
-    const bool second = slice >= slices_of_first;
-    const T* feats = second ? operands.feats[1] : operands.feats[0];
-    const int64_t stride = second ? operands.stride[1] : operands.stride[0];
-    const int channels = second ? operands.channels[1] : operands.channels[0];
-    const int first = (second ? slice - slices_of_first : slice) * SLICE;
+    const int first = static_cast<int>(threadIdx.x) / LEFT_CHUNKS;
 #pragma unroll
     for (int turn = 0; turn < LEFT_TURNS; ++turn) {
-      const int item = turn * THREADS + static_cast<int>(threadIdx.x);
-      if (LEFT % THREADS != 0 && item >= LEFT) break;
-      const int row = item / LEFT_CHUNKS, chunk = item % LEFT_CHUNKS;
-      const int source = rows.source[rank][row], channel = first + chunk * VECTOR;
-      const bool there = source >= 0 && channel < channels;
-      visit(turn, chunk_at<LEFT_CHUNKS>(row, chunk),
-            there ? feats + source * stride + channel : feats, there ? channels - channel : 0);
+      const int row = first + turn * (THREADS / LEFT_CHUNKS);
+      if (LEFT % THREADS != 0 && row >= ROWS) break;
+      const int source = rows.source[rank][row];
+      const char* start =
+          reinterpret_cast<const char*>(feats) + static_cast<int64_t>(source) * row_bytes;
+      visit(turn, left_place(turn), reinterpret_cast<const T*>(start),
+            source < 0 ? 0 : channels - own);
     }
   }
 
   // The same for the weights.
   template <class Visit>
   __device__ __forceinline__ void visit_right(Visit&& visit) const {
-    const bool second = slice >= slices_of_first;
-    const int channels = second ? operands.channels[1] : operands.channels[0];
-    const int first = (second ? slice - slices_of_first : slice) * SLICE;
-    int64_t tap = word * 32 + __ffs(static_cast<int>(left)) - 1;
-    if (operands.mirrored) tap = operands.taps - 1 - tap;
-    const int64_t all = operands.channels[0] + operands.channels[1];
-    const T* weight = operands.weight +
-                      (tap * all + (second ? operands.channels[0] : 0) + first) * operands.columns +
-                      first_column;
-    const int columns = static_cast<int>(operands.columns);
     const int last = columns - static_cast<int>(first_column);  // of this tile's columns
 #pragma unroll
     for (int turn = 0; turn < RIGHT_TURNS; ++turn) {
-      const int item = turn * THREADS + static_cast<int>(threadIdx.x);
-      if (RIGHT % THREADS != 0 && item >= RIGHT) break;
-      const int row = item / RIGHT_CHUNKS, chunk = item % RIGHT_CHUNKS;
-      const bool there = first + row < channels && chunk * VECTOR < last;
-      visit(turn, Math::template right_at<RIGHT_CHUNKS>(row, chunk),
-            there ? weight + (row * columns + chunk * VECTOR) : operands.weight,
-            there ? VECTOR : 0);
+      if (RIGHT % THREADS != 0 && turn * THREADS + static_cast<int>(threadIdx.x) >= RIGHT) break;
+      const int row = right_row(turn), column = right_column(turn);
+      const bool there = row < channels && column < last;
+      visit(turn, right_place(turn), weight + (row * columns + column), there ? VECTOR : 0);
     }
+  }
+
+  // Where chunks lie: eight rows on, or a multiple of that, they are permuted alike.
+  __device__ static __forceinline__ int left_place(int turn) {
+    const int item = threadIdx.x;
+    return chunk_at<LEFT_CHUNKS>(item / LEFT_CHUNKS, item % LEFT_CHUNKS) + turn * THREADS;
+  }
+
+  static constexpr bool REGULAR = THREADS % (8 * RIGHT_CHUNKS) == 0;
+
+  __device__ static __forceinline__ int right_row(int turn) {
+    const int item = threadIdx.x;
+    return REGULAR ? item / RIGHT_CHUNKS + turn * (THREADS / RIGHT_CHUNKS)
+                   : (item + turn * THREADS) / RIGHT_CHUNKS;
+  }
+  __device__ static __forceinline__ int right_column(int turn) {
+    const int item = threadIdx.x;
+    return (REGULAR ? item : item + turn * THREADS) % RIGHT_CHUNKS * VECTOR;
+  }
+  __device__ static __forceinline__ int right_place(int turn) {
+    const int at = REGULAR ? 0 : turn;
+    const int place =
+        Math::template right_at<RIGHT_CHUNKS>(right_row(at), right_column(at) / VECTOR);
+    return REGULAR ? place + turn * THREADS : place;
   }
 
 #if __CUDA_ARCH__ >= 800
@@ -164,18 +211,16 @@ struct Feeder {
   }
 
   __device__ __forceinline__ void write(uint4* stage) const {
+    const int item = threadIdx.x;
 #pragma unroll
     for (int turn = 0; turn < LEFT_TURNS; ++turn) {
-      const int item = turn * THREADS + static_cast<int>(threadIdx.x);
-      if (item >= LEFT) break;
-      stage[chunk_at<LEFT_CHUNKS>(item / LEFT_CHUNKS, item % LEFT_CHUNKS)] = held[turn];
+      if (LEFT % THREADS != 0 && turn * THREADS + item >= LEFT) break;
+      stage[left_place(turn)] = held[turn];
     }
 #pragma unroll
     for (int turn = 0; turn < RIGHT_TURNS; ++turn) {
-      const int item = turn * THREADS + static_cast<int>(threadIdx.x);
-      if (item >= RIGHT) break;
-      const int row = item / RIGHT_CHUNKS, chunk = item % RIGHT_CHUNKS;
-      stage[LEFT + Math::template right_at<RIGHT_CHUNKS>(row, chunk)] = held[LEFT_TURNS + turn];
+      if (RIGHT % THREADS != 0 && turn * THREADS + item >= RIGHT) break;
+      stage[LEFT + right_place(turn)] = held[LEFT_TURNS + turn];
     }
   }
 #endif

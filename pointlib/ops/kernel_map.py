@@ -187,7 +187,8 @@ class KernelMap:
         offset_ptr: (K + 1,) int64 on the CPU; the pairs of tap k are `offset_ptr[k]:offset_ptr[k + 1]`.
         num_in: Number of input voxels.
         num_out: Number of output voxels.
-        identity_tap: The tap whose pairs are (i, i) for every i, or -1.
+        identity_tap: Of a symmetric map, where tap K - 1 - k has the pairs of tap k with their ends changed, the
+            middle tap, whose pairs are (i, i) for every i; -1 of any other map.
     """
 
     in_index: Tensor
