@@ -45,6 +45,10 @@ struct Sum {
   static __device__ void merge(S& total, const S& later) {
     total += later;
   }
+  template <class S>
+  static __device__ void divide(S& total, int32_t count) {
+    total /= static_cast<S>(count);
+  }
   template <class S, int N>
   static __device__ void write(const S (&total)[N], int64_t vector, T* out, int64_t*) {
     Pack<T, N> values;
@@ -66,6 +70,7 @@ struct Max {
   using Wide = State;
 
   static __device__ void clear(State& state) { state = {0, -1}; }
+  static __device__ void divide(State&, int32_t) {}  // there is no mean maximum
   static __device__ void merge(State& state, const State& later) {
     const accumulator<T> value = later.best, old = state.best;
     const bool nan = value != value, old_nan = old != old;
@@ -125,6 +130,17 @@ __device__ inline void fold(const Segments<typename Op::Element>& in, int64_t ve
   }
 }
 
+// Makes a mean of the sum over `pairs` pairs where counts (rows, 1) are given, and notes how many.
+template <class Op, int N, class S>
+__device__ inline void divide(S (&state)[N], int32_t pairs, const Lanes& at, int64_t row,
+                              accumulator<typename Op::Element>* counts) {
+  if (counts == nullptr) return;
+  const int32_t count = max(pairs, 1);
+#pragma unroll
+  for (int c = 0; c < N; c++) Op::divide(state[c], count);
+  if (at.vector == 0) counts[row] = count;
+}
+
 // The share of `group` when `groups` divide [first, last) among them.
 struct Share {
   int64_t from, to;
@@ -151,9 +167,10 @@ __device__ inline void merge_states(const Lanes& at, S (&state)[N], S* shared) {
   });
 }
 
-// Reduces rows of at most `tile` pairs into out (and argmax, for a maximum), and each tile's pairs
-// of a longer row into partial (tiles, 2, channels) of Op::Wide: of the first pair's row, and of
-// the last pair's. The first `tiles` blocks have a tile, the others rows.
+// Reduces rows of at most `tile` pairs into out (and argmax, for a maximum; and counts, for a
+// mean), and each tile's pairs of a longer row into partial (tiles, 2, channels) of Op::Wide: of
+// the first pair's row, and of the last pair's. The first `tiles` blocks have a tile, the others
+// rows.
 template <class Op, int N>
 __global__ void __launch_bounds__(256, BLOCKS<N>)
     reduce_rows(const typename Op::Element* __restrict__ src, int64_t vectors,
@@ -161,7 +178,8 @@ __global__ void __launch_bounds__(256, BLOCKS<N>)
                 const accumulator<typename Op::Element>* __restrict__ weights,
                 const int32_t* __restrict__ starts, const int32_t* __restrict__ ends, int64_t rows,
                 int64_t tile, int64_t tiles, int64_t lanes, typename Op::Wide* __restrict__ partial,
-                typename Op::Element* __restrict__ out, int64_t* __restrict__ argmax) {
+                typename Op::Element* __restrict__ out, int64_t* __restrict__ argmax,
+                accumulator<typename Op::Element>* __restrict__ counts) {
   const Segments<typename Op::Element> in{src, vectors, source, pair, weights, starts};
   const Lanes at(lanes, vectors);
   if (blockIdx.x >= tiles) {
@@ -173,6 +191,7 @@ __global__ void __launch_bounds__(256, BLOCKS<N>)
 #pragma unroll
     for (int c = 0; c < N; c++) Op::clear(state[c]);
     fold<Op, N>(in, at.vector, from, to, state);
+    divide<Op>(state, to - from, at, row, counts);
     Op::write(state, row * vectors + at.vector, out, argmax);
     return;
   }
@@ -203,7 +222,8 @@ __global__ void __launch_bounds__(256, BLOCKS<N>)
     merge_tiles(const typename Op::Wide* __restrict__ partial, int64_t vectors,
                 const int32_t* __restrict__ starts, const int32_t* __restrict__ ends, int64_t tile,
                 int64_t tiles, int64_t lanes, typename Op::Element* __restrict__ out,
-                int64_t* __restrict__ argmax) {
+                int64_t* __restrict__ argmax,
+                accumulator<typename Op::Element>* __restrict__ counts) {
   extern __shared__ __align__(16) unsigned char shared_memory[];
   typename Op::Wide* shared = reinterpret_cast<typename Op::Wide*>(shared_memory);
   const Lanes at(lanes, vectors);
@@ -223,7 +243,10 @@ __global__ void __launch_bounds__(256, BLOCKS<N>)
         for (int c = 0; c < N; c++) Op::merge(state[c], part[c]);
       }
       merge_states<Op>(at, state, shared);
-      if (at.active && at.group == 0) Op::write(state, row * vectors + at.vector, out, argmax);
+      if (at.active && at.group == 0) {
+        divide<Op>(state, starts[row + 1] - starts[row], at, row, counts);
+        Op::write(state, row * vectors + at.vector, out, argmax);
+      }
     }
   }
 }

@@ -4,16 +4,19 @@
 
 namespace pointlib {
 
-// Sort keys of output rows: the row, or `rows` (the last) for a pair that goes nowhere. `inside`
-// (unless null) was true, and becomes false where a row is neither -1 nor in [0, rows).
+// Sort keys of output rows: the row, or `rows` (the last) for a pair that goes nowhere, or comes
+// from nowhere (in_index, unless null, is -1). `inside` (unless null) was true, and becomes false
+// where a row is neither -1 nor in [0, rows).
 template <class Index, class Key>
-__global__ void segment_keys(const Index* __restrict__ index, int64_t pairs, int64_t rows,
-                             Key* __restrict__ keys, bool* __restrict__ inside) {
+__global__ void segment_keys(const Index* __restrict__ index, const int32_t* __restrict__ in_index,
+                             int64_t pairs, int64_t rows, Key* __restrict__ keys,
+                             bool* __restrict__ inside) {
   const int64_t pair = global_thread();
   if (pair >= pairs) return;
   const int64_t row = index[pair];
   if (inside != nullptr && (row < -1 || row >= rows)) *inside = false;
-  keys[pair] = static_cast<Key>(row < 0 || row >= rows ? rows : row);
+  const bool nowhere = row < 0 || row >= rows || (in_index != nullptr && in_index[pair] < 0);
+  keys[pair] = static_cast<Key>(nowhere ? rows : row);
 }
 
 // Number of sorted keys below `row`.

@@ -44,10 +44,7 @@ def sparse_pool(feats: Tensor, kernel_map: KernelMap, mode: PoolMode = "max") ->
         return torch.ops.pointlib.pool_sum(feats, *pairs)
     if mode != "avg":
         raise ValueError(f"sparse_pool: mode must be 'max', 'avg' or 'sum', got {mode!r}.")
-    rows = feats.to(accumulation_dtype(feats))
-    total = torch.ops.pointlib.pool_sum(rows, *pairs)
-    count = torch.ops.pointlib.pool_sum(rows.new_ones(kernel_map.num_in, 1), *pairs)
-    return (total / count.clamp(min=1)).to(feats.dtype)
+    return torch.ops.pointlib.pool_mean(feats, *pairs)[0]
 
 
 def sparse_max_pool(feats: Tensor, kernel_map: KernelMap) -> ScatterMax:
@@ -92,6 +89,17 @@ def sparse_max_unpool(feats: Tensor, argmax: Tensor, num_rows: int) -> Tensor:
     return torch.ops.pointlib.scatter_elements(feats, argmax, num_rows)
 
 
+def _pool_mean(
+    feats: Tensor, in_index: Tensor, out_index: Tensor, num_out: int
+) -> tuple[Tensor, Tensor]:
+    """Means, and the number of inputs behind each (1 for none), by sums; for any device."""
+    rows, pairs = feats.to(accumulation_dtype(feats)), (in_index, out_index, num_out)
+    total = torch.ops.pointlib.pool_sum(rows, *pairs)
+    count = torch.ops.pointlib.pool_sum(rows.new_ones(len(feats), 1), *pairs)
+    count.clamp_(min=1)
+    return (total / count).to(feats.dtype), count
+
+
 def _check_pool(feats: Tensor, kernel_map: KernelMap, caller: str) -> None:
     check_feats(feats, caller)
     if feats.shape[0] != kernel_map.num_in:
@@ -103,16 +111,29 @@ def _check_pool(feats: Tensor, kernel_map: KernelMap, caller: str) -> None:
 
 LIB.define("pool_sum(Tensor feats, Tensor in_index, Tensor out_index, SymInt num_out) -> Tensor")
 LIB.define(
+    "pool_mean(Tensor feats, Tensor in_index, Tensor out_index, SymInt num_out) -> (Tensor, Tensor)"
+)
+LIB.define(
     "pool_max(Tensor feats, Tensor in_index, Tensor out_index, SymInt num_out) -> (Tensor, Tensor)"
 )
 for _device, _functions in (("CPU", cpu), ("CUDA", cuda)):
     LIB.impl("pool_sum", _functions.pool_sum, _device)
     LIB.impl("pool_max", _functions.pool_max, _device)
+LIB.impl("pool_mean", _pool_mean, "CompositeExplicitAutograd")
+LIB.impl("pool_mean", cuda.pool_mean, "CUDA")
 
 
 @torch.library.register_fake("pointlib::pool_sum", lib=LIB)
 def _pool_sum_fake(feats: Tensor, in_index: Tensor, out_index: Tensor, num_out: int) -> Tensor:
     return feats.new_empty(num_out, feats.shape[1])
+
+
+@torch.library.register_fake("pointlib::pool_mean", lib=LIB)
+def _pool_mean_fake(
+    feats: Tensor, in_index: Tensor, out_index: Tensor, num_out: int
+) -> tuple[Tensor, Tensor]:
+    count = feats.new_empty(num_out, 1, dtype=accumulation_dtype(feats))
+    return feats.new_empty(num_out, feats.shape[1]), count
 
 
 @torch.library.register_fake("pointlib::pool_max", lib=LIB)
@@ -134,6 +155,19 @@ def _pool_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None
     return torch.ops.pointlib.pool_sum(grad, out_index, in_index, ctx.num_in), None, None, None
 
 
+def _pool_mean_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    feats, in_index, out_index, _ = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(in_index, out_index, output[1])
+    ctx.num_in = feats.shape[0]
+
+
+def _pool_mean_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None, None]:
+    in_index, out_index, count = ctx.saved_tensors
+    shares = torch.ops.pointlib.pool_sum(grad / count, out_index, in_index, ctx.num_in)
+    return shares.to(grad.dtype), None, None, None
+
+
 def _pool_max_setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
     ctx.num_in = inputs[0].shape[0]
@@ -146,6 +180,7 @@ def _pool_max_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, No
 
 for _name, _backward, _setup in (
     ("pool_sum", _pool_sum_backward, _pool_sum_setup),
+    ("pool_mean", _pool_mean_backward, _pool_mean_setup),
     ("pool_max", _pool_max_backward, _pool_max_setup),
 ):
     torch.library.register_autograd(f"pointlib::{_name}", _backward, setup_context=_setup, lib=LIB)

@@ -54,10 +54,7 @@ def scatter_sum(src: Tensor, index: Tensor, num_rows: int) -> Tensor:
 def scatter_mean(src: Tensor, index: Tensor, num_rows: int) -> Tensor:
     """Average rows that share an index; arguments, result and errors as in `scatter_sum`."""
     check_scatter(src, index, num_rows, "scatter_mean")
-    rows = src.to(accumulation_dtype(src))
-    total = torch.ops.pointlib.scatter_sum(rows, index, num_rows)
-    count = torch.ops.pointlib.scatter_sum(rows.new_ones(len(src), 1), index, num_rows)
-    return (total / count.clamp(min=1)).to(src.dtype)
+    return torch.ops.pointlib.scatter_mean(src, index, num_rows)[0]
 
 
 def scatter_max(src: Tensor, index: Tensor, num_rows: int) -> ScatterMax:
@@ -89,6 +86,15 @@ def gather_rows(src: Tensor, index: Tensor) -> Tensor:
     check_feats(src, "gather_rows", "src")
     check_index(index, src, "gather_rows", dims=1)
     return torch.ops.pointlib.gather_rows(src, index)
+
+
+def _scatter_mean(src: Tensor, index: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Means, and the number of rows behind each (1 for none), by sums; for any device."""
+    rows = src.to(accumulation_dtype(src))
+    total = torch.ops.pointlib.scatter_sum(rows, index, num_rows)
+    count = torch.ops.pointlib.scatter_sum(rows.new_ones(len(src), 1), index, num_rows)
+    count.clamp_(min=1)
+    return (total / count).to(src.dtype), count
 
 
 def accumulation_dtype(feats: Tensor) -> torch.dtype:
@@ -150,6 +156,7 @@ def check_scatter(src: Tensor, index: Tensor, num_rows: int, caller: str) -> Non
 
 
 LIB.define("scatter_sum(Tensor src, Tensor index, SymInt num_rows) -> Tensor")
+LIB.define("scatter_mean(Tensor src, Tensor index, SymInt num_rows) -> (Tensor, Tensor)")
 LIB.define("gather_rows(Tensor src, Tensor index) -> Tensor")
 LIB.define("scatter_max(Tensor src, Tensor index, SymInt num_rows) -> (Tensor, Tensor)")
 LIB.define("scatter_elements(Tensor src, Tensor index, SymInt num_rows) -> Tensor")
@@ -157,12 +164,20 @@ LIB.define("gather_elements(Tensor src, Tensor index) -> Tensor")
 for _name in ("scatter_sum", "gather_rows", "scatter_max", "scatter_elements", "gather_elements"):
     LIB.impl(_name, getattr(cpu, _name), "CPU")
     LIB.impl(_name, getattr(cuda, _name), "CUDA")
+LIB.impl("scatter_mean", _scatter_mean, "CompositeExplicitAutograd")
+LIB.impl("scatter_mean", cuda.scatter_mean, "CUDA")
 
 
 @torch.library.register_fake("pointlib::scatter_sum", lib=LIB)
 @torch.library.register_fake("pointlib::scatter_elements", lib=LIB)
 def _scatter_fake(src: Tensor, index: Tensor, num_rows: int) -> Tensor:
     return src.new_empty(num_rows, src.shape[1])
+
+
+@torch.library.register_fake("pointlib::scatter_mean", lib=LIB)
+def _scatter_mean_fake(src: Tensor, index: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    count = src.new_empty(num_rows, 1, dtype=accumulation_dtype(src))
+    return src.new_empty(num_rows, src.shape[1]), count
 
 
 @torch.library.register_fake("pointlib::gather_rows", lib=LIB)
@@ -182,6 +197,11 @@ def _save_index(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.num_rows = inputs[0].shape[0]
 
 
+def _save_count(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(inputs[1], output[1])
+
+
 def _save_argmax(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
     ctx.num_rows = inputs[0].shape[0]
@@ -189,6 +209,11 @@ def _save_argmax(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 
 def _scatter_sum_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
     return torch.ops.pointlib.gather_rows(grad, *ctx.saved_tensors), None, None
+
+
+def _scatter_mean_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None, None]:
+    index, count = ctx.saved_tensors
+    return torch.ops.pointlib.gather_rows((grad / count).to(grad.dtype), index), None, None
 
 
 def _gather_rows_backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
@@ -209,6 +234,7 @@ def _scatter_max_backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Tensor, None,
 
 for _name, _backward, _setup in (
     ("scatter_sum", _scatter_sum_backward, _save_index),
+    ("scatter_mean", _scatter_mean_backward, _save_count),
     ("gather_rows", _gather_rows_backward, _save_index),
     ("scatter_elements", _scatter_elements_backward, _save_index),
     ("gather_elements", _gather_elements_backward, _save_index),

@@ -26,6 +26,11 @@ def test_any_pairs(pairs: int, dtype: torch.dtype) -> None:
     feats = (torch.randn(50, 4) * 4).round() / 4
     oracle = cpu.pool_sum(feats.double(), in_index, out_index, 200)
     assert_close(cuda.pool_sum(feats, in_index, out_index, 200), oracle)
+    mean, count = cuda.pool_mean(feats, in_index, out_index, 200)
+    ones = torch.ones(50, 1, dtype=torch.float64)
+    expected = cpu.pool_sum(ones, in_index, out_index, 200).clamp(min=1)
+    assert torch.equal(count.double(), expected)
+    assert_close(mean, oracle / expected)
     feats = feats[:, :1]
     for ours, theirs in zip(
         cuda.pool_max(feats, in_index, out_index, 200),
@@ -55,6 +60,7 @@ def test_over_kernel_maps_with_gradients(spec: ConvSpec, mode: str) -> None:
     upstream = torch.randn(kernel_map.num_out, 4)
     functions = {
         "pool_sum": cuda.pool_sum,
+        "pool_mean": cuda.pool_mean,
         "pool_max": cuda.pool_max,
         "scatter_elements": scatter.scatter_elements,
     }

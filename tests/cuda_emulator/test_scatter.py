@@ -20,7 +20,10 @@ pytestmark = ANY_ARCHITECTURE
 BLOCK = segments.BLOCK
 OPERATORS = {
     name: getattr(cuda, name)
-    for name in ("scatter_sum", "scatter_max", "gather_rows", "scatter_elements", "gather_elements")
+    for name in (
+        *("scatter_sum", "scatter_mean", "scatter_max"),
+        *("gather_rows", "scatter_elements", "gather_elements"),
+    )
 }
 
 
@@ -89,6 +92,19 @@ def test_rows_of_very_many_pairs(length: int) -> None:
         cuda.scatter_max(src, index, 7), cpu.scatter_max(src, index, 7), strict=True
     ):
         assert same_bits(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("longest", [1, 200, 256, 257, 700])
+def test_means_and_their_counts(longest: int, dtype: torch.dtype) -> None:
+    index = torch.cat([torch.randint(-1, 30, (300,)), torch.full((longest,), 33)])
+    src = torch.randn(len(index), 8).to(dtype)
+    mean, count = cuda.scatter_mean(src, index, 35)
+    expected = torch.bincount(index[index >= 0], minlength=35).clamp(min=1)[:, None]
+    assert (mean.dtype, count.dtype) == (dtype, torch.float32)
+    assert torch.equal(count, expected.float())
+    assert_close(mean, summed(src, index, 35) / expected)
+    assert torch.equal(cuda.scatter_mean(src[:, :0], index, 35)[1], count)
 
 
 def test_long_float32_sums_do_not_drift() -> None:

@@ -85,6 +85,7 @@ def test_refuses_voxels_that_do_not_exist() -> None:
 def on_device() -> OnDevice:
     return OnDevice(
         scatter_sum=scatter.scatter_sum,
+        scatter_mean=scatter.scatter_mean,
         scatter_max=scatter.scatter_max,
         gather_rows=scatter.gather_rows,
         scatter_elements=scatter.scatter_elements,

@@ -67,6 +67,7 @@ def test_opcheck() -> None:
     _, feats, kernel_map = scene(SPECS["3 / 2"])
     pairs = (kernel_map.in_index, kernel_map.out_index, kernel_map.num_out)
     opcheck(OPS.pool_sum, (feats, *pairs))
+    opcheck(OPS.pool_mean, (feats, *pairs))
     opcheck(OPS.pool_max, (feats, *pairs))
 
 

@@ -64,6 +64,7 @@ def test_gather_is_the_transpose_of_scatter_sum() -> None:
 def test_opcheck() -> None:
     src, elements = features(7), torch.randint(-1, 7, (5, 3))
     opcheck(OPS.scatter_sum, (src, INDEX, 6))
+    opcheck(OPS.scatter_mean, (src, INDEX, 6))
     opcheck(OPS.scatter_max, (src, INDEX, 6))
     opcheck(OPS.gather_rows, (src, INDEX))
     opcheck(OPS.gather_elements, (src, elements))

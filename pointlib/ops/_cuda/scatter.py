@@ -17,7 +17,7 @@ from pointlib.ops._cuda.rows import (
     layout,
     widest,
 )
-from pointlib.ops._cuda.segments import TILE, segments
+from pointlib.ops._cuda.segments import TILE, Segments, segments
 
 SOURCE = "scatter.cu"
 MERGE_BLOCKS = 1024
@@ -35,6 +35,11 @@ _UNITS = {
 def scatter_sum(src: Tensor, index: Tensor, num_rows: int) -> Tensor:
     """Sum of the rows of `src` that `index` sends to each output row."""
     return sum_rows("scatter_sum", src, None, index, num_rows)
+
+
+def scatter_mean(src: Tensor, index: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
+    """Mean of the rows of `src` that `index` sends to each output row, and their number (1 for none)."""
+    return mean_rows("scatter_mean", src, None, index, num_rows)
 
 
 def scatter_max(src: Tensor, index: Tensor, num_rows: int) -> tuple[Tensor, Tensor]:
@@ -123,7 +128,25 @@ def sum_rows(
     Returns:
         (num_out, C) of src's dtype.
     """
-    return _reduce("Sum", caller, src, in_index, out_index, num_out, weights, each)[0]
+    keep_pair = weights is not None
+    found = segments(caller, in_index, out_index, len(src), num_out, each, keep_pair)
+    out = src.new_empty(num_out, src.shape[1])
+    _reduce("Sum", src, found, out, weights=weights)
+    return out
+
+
+def mean_rows(
+    caller: str, src: Tensor, in_index: Tensor | None, out_index: Tensor, num_out: int
+) -> tuple[Tensor, Tensor]:
+    """Mean over pairs for each output row (0 if no pair), and (num_out, 1) the number of pairs, but at least 1.
+
+    Arguments as in `sum_rows`.
+    """
+    found = segments(caller, in_index, out_index, len(src), num_out)
+    out = src.new_empty(num_out, src.shape[1])
+    counts = src.new_empty(num_out, 1, dtype=accumulator(src.dtype))
+    _reduce("Sum", src, found, out, counts=counts)
+    return out, counts
 
 
 def max_rows(
@@ -133,50 +156,47 @@ def max_rows(
 
     Arguments as in `sum_rows`.
     """
-    out, argmax = _reduce("Max", caller, src, in_index, out_index, num_out)
-    assert argmax is not None
+    found = segments(caller, in_index, out_index, len(src), num_out)
+    out = src.new_empty(num_out, src.shape[1])
+    argmax = torch.empty_like(out, dtype=torch.int64)
+    _reduce("Max", src, found, out, argmax=argmax)
     remember_in_range(argmax, len(src))
     return out, argmax
 
 
 def _reduce(
     reduction: str,
-    caller: str,
     src: Tensor,
-    in_index: Tensor | None,
-    out_index: Tensor,
-    num_out: int,
+    found: Segments,
+    out: Tensor,
+    argmax: Tensor | None = None,
+    counts: Tensor | None = None,
     weights: Tensor | None = None,
-    each: int = 1,
-) -> tuple[Tensor, Tensor | None]:
-    """The reduction and, of a maximum, the rows."""
-    src, pairs, channels = src.contiguous(), out_index.numel(), src.shape[1]
-    keep_pair = weights is not None
-    found = segments(caller, in_index, out_index, len(src), num_out, each, keep_pair)
-    out = src.new_empty(num_out, channels)
-    argmax = torch.empty_like(out, dtype=torch.int64) if reduction == "Max" else None
+) -> None:
+    src, pairs, (num_out, channels) = src.contiguous(), len(found.source), out.shape
     if not out.numel():
-        return out, argmax
+        if counts is not None:
+            counts.copy_(found.starts.diff().clamp(min=1)[:, None])
+        return
     share, tiles = feature_layout(channels, src, out), len(found.ends) if pairs > TILE else 0
     state_bytes, partial = _partial(reduction, src, tiles)
     shared_bytes = share.vector * BLOCK * state_bytes if tiles else 0
     name = _element_name(reduction, src.dtype, share.vector)
-    pair = found.pair if keep_pair else None
+    pair = None if weights is None else found.pair
     grid = (tiles + share.grid(num_out)[0], share.columns)
     engine.launch(
         *(SOURCE, f"pointlib::reduce_rows<{name}>", grid, BLOCK, src, share.vectors, found.source),
         *(pair, weights, found.starts, found.ends, num_out, TILE, tiles, share.lanes),
-        *(partial, out, argmax),
+        *(partial, out, argmax, counts),
         shared_bytes=shared_bytes,
     )
     if tiles:
         merge = (min(tiles, MERGE_BLOCKS), share.columns)
         engine.launch(
             *(SOURCE, f"pointlib::merge_tiles<{name}>", merge, BLOCK, partial, share.vectors),
-            *(found.starts, found.ends, TILE, tiles, share.lanes, out, argmax),
+            *(found.starts, found.ends, TILE, tiles, share.lanes, out, argmax, counts),
             shared_bytes=shared_bytes,
         )
-    return out, argmax
 
 
 def _partial(reduction: str, src: Tensor, tiles: int) -> tuple[int, Tensor]:

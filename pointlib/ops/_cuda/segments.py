@@ -113,15 +113,15 @@ def _sorted(
     tiles = engine.ceil_div(pairs, TILE)
     keys = index.new_empty(pairs, dtype=_key_dtype(num_out))
     flag, kernel = range_flag(out_index, num_out), _keys_kernel(index.dtype, keys.dtype)
+    rows = None if in_index is None else in_index.reshape(-1).int().contiguous()
     grid = engine.ceil_div(pairs, BLOCK)
-    engine.launch(SOURCE, kernel, grid, BLOCK, index, pairs, num_out, keys, flag)
+    engine.launch(SOURCE, kernel, grid, BLOCK, index, rows, pairs, num_out, keys, flag)
     assert_in_range(flag, out_index, num_out, caller)
 
     keys, order = torch.sort(keys, stable=True)
     starts, source = (index.new_empty(n, dtype=torch.int32) for n in (num_out + 1, pairs))
     pair = torch.empty_like(source) if keep_pair else None
     ends = index.new_empty(tiles, 2, dtype=torch.int32)
-    rows = None if in_index is None else in_index.reshape(-1).int().contiguous()
     flag = None if in_index is None else range_flag(in_index, num_in)
     kernel, grid = _pairs_kernel(keys.dtype), engine.ceil_div(max(pairs, num_out + 1), BLOCK)
     sizes, outputs = (each, pairs, num_in, num_out, TILE), (starts, source, pair, ends, flag)
