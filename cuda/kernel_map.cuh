@@ -71,4 +71,60 @@ __device__ inline Found find_column(const int64_t* __restrict__ keys, int64_t co
   return found;
 }
 
+// Counts the taps that a block of outputs has in a column: those of tap k go to counts[k * stride].
+// `rows` of its threads have an output; all must come here.
+__device__ inline void count_pairs(const Column& column, uint32_t bits, int64_t rows,
+                                   bool symmetric, int64_t* counts, int64_t stride) {
+  for (int i = 0; i < column.depth; i++) {
+    const int count = __syncthreads_count(bits >> i & 1);
+    if (threadIdx.x != 0) continue;
+    counts[column.tap(i) * stride] = count;
+    if (symmetric) counts[column.mirrored(i) * stride] = count;
+  }
+  if (threadIdx.x == 0 && column.is_central) counts[column.volume / 2 * stride] = rows;
+}
+
+// Writes the pairs of a block of outputs in a column to where the sums of count_pairs say. Orders
+// may be null: then the rows are sorted already. Blocks share 32 bytes a warp; all threads come
+// here.
+__device__ inline void place_pairs(const Column& column, Found found, int64_t out, bool is_output,
+                                   const int32_t* in_order, const int32_t* out_order,
+                                   bool symmetric, const int64_t* places, int64_t stride,
+                                   int32_t* warp_counts, int32_t* in_index, int32_t* out_index) {
+  const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+  const uint32_t lower = (1u << lane) - 1;
+  uint32_t votes[MAX_DEPTH];
+#pragma unroll
+  for (int i = 0; i < MAX_DEPTH; i++) {
+    if (i >= column.depth) continue;
+    votes[i] = __ballot_sync(ALL_LANES, found.bits >> i & 1);
+    if (lane == 0) warp_counts[warp * 8 + i] = __popc(votes[i]);
+  }
+  __syncthreads();
+  if (!is_output) return;
+
+  const int32_t row = out_order == nullptr ? static_cast<int32_t>(out) : out_order[out];
+  if (column.is_central) {
+    const int64_t place = places[column.volume / 2 * stride] + threadIdx.x;
+    in_index[place] = row;
+    out_index[place] = row;
+  }
+#pragma unroll
+  for (int i = 0; i < MAX_DEPTH; i++) {
+    if ((found.bits >> i & 1) == 0) continue;
+    int64_t rank = __popc(votes[i] & lower);
+    for (int before = 0; before < warp; before++) rank += warp_counts[before * 8 + i];
+    const int64_t at = found.start++;
+    const int32_t source = in_order == nullptr ? static_cast<int32_t>(at) : in_order[at];
+    const int64_t place = places[column.tap(i) * stride] + rank;
+    in_index[place] = source;
+    out_index[place] = row;
+    if (symmetric) {
+      const int64_t mirror = places[column.mirrored(i) * stride] + rank;
+      in_index[mirror] = row;
+      out_index[mirror] = source;
+    }
+  }
+}
+
 }  // namespace pointlib

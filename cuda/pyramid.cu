@@ -23,6 +23,11 @@ struct Levels {
   __device__ int64_t stride(int64_t level, int axis) const {
     return __ldg(table + 4 * level + 1 + axis);
   }
+  // Blocks of threads in a level, and where this one's counts stand: (taps, blocks) a level.
+  __device__ int64_t blocks(int64_t level) const { return capacity(level) / blockDim.x; }
+  __device__ int64_t counts_of(int64_t level, int64_t volume) const {
+    return begin(level) / blockDim.x * (volume - 1) + blockIdx.x;
+  }
   __device__ int64_t of(int64_t row) const {
     int64_t level = 0;
     while (row >= begin(level + 1)) level++;
@@ -57,10 +62,11 @@ __global__ void pack_levels(const int4* __restrict__ coords, int64_t rows,
 }
 
 // Of sorted keys and the number of distinct ones up to each: the distinct ones before each level
-// (firsts), and those in it (counts), at most its capacity.
+// (firsts), those in it (counts), at most its capacity, and its bounds (levels, 9).
 __global__ void count_levels(const int64_t* __restrict__ keys, const int32_t* __restrict__ places,
                              int64_t count, const int64_t* __restrict__ table, int64_t number,
-                             int64_t* __restrict__ firsts, int64_t* __restrict__ counts,
+                             const uint64_t* __restrict__ bounds, int64_t* __restrict__ firsts,
+                             int64_t* __restrict__ counts, uint64_t* __restrict__ level_bounds,
                              int32_t* __restrict__ status) {
   const Levels levels = {table, number};
   const int64_t level = global_thread();
@@ -71,6 +77,8 @@ __global__ void count_levels(const int64_t* __restrict__ keys, const int32_t* __
   const int64_t found = (end == 0 ? 0 : places[end - 1]) - firsts[level];
   if (found > levels.capacity(level)) atomicOr(status, LEVEL_FULL);
   counts[level] = min(found, levels.capacity(level));
+  levels.box(level, bounds).store(level_bounds + level * (BOUNDS + 1));
+  level_bounds[level * (BOUNDS + 1) + REPEATS] = 0;
 }
 
 // The distinct keys of each level, without the level; their voxels, but on level 0, where `order`
@@ -106,32 +114,61 @@ __global__ void write_levels(const int64_t* __restrict__ keys, const int64_t* __
 }
 
 // As search_columns, for the outputs of all levels; inputs are `step` levels finer, and there is no
-// dilation.
-__global__ void __launch_bounds__(256)
-    search_levels(const int64_t* __restrict__ site_keys, const int64_t* __restrict__ counts,
-                  const uint64_t* __restrict__ bounds, const int64_t* __restrict__ table,
-                  int64_t number, int64_t step, int64_t size_x, int64_t size_y, int64_t size_z,
-                  int64_t padding_x, int64_t padding_y, int64_t padding_z, int64_t symmetric,
-                  int32_t* __restrict__ starts, uint8_t* __restrict__ present) {
+// dilation. A level starts with a block. counts may be null; those of a level stand together.
+__global__ void search_levels(const int64_t* __restrict__ site_keys,
+                              const int64_t* __restrict__ live, const uint64_t* __restrict__ bounds,
+                              const int64_t* __restrict__ table, int64_t number, int64_t step,
+                              int64_t size_x, int64_t size_y, int64_t size_z, int64_t padding_x,
+                              int64_t padding_y, int64_t padding_z, int64_t symmetric,
+                              int32_t* __restrict__ starts, uint8_t* __restrict__ present,
+                              int64_t* __restrict__ counts) {
   const Levels levels = {table, number};
   const int64_t row = global_thread(), rows = levels.begin(number);
-  if (row >= rows) return;
   const int64_t size[3] = {size_x, size_y, size_z};
   const Column column(size, true, symmetric, blockIdx.y);
   const int64_t level = levels.of(row), source = level - step;
+  const int64_t behind = source < 0 ? 0 : live[level] - (row - levels.begin(level));
   Found found = {0, 0};
-  if (source >= 0 && row - levels.begin(level) < counts[level]) {
+  if (behind > 0) {
     int64_t at[4];
     Layout(levels.box(level, bounds)).unpack(site_keys[row], at);
     const int64_t x = levels.stride(level, 0) / levels.stride(source, 0) * at[1] - padding_x;
     const int64_t y = levels.stride(level, 1) / levels.stride(source, 1) * at[2] - padding_y;
     const int64_t z = levels.stride(level, 2) / levels.stride(source, 2) * at[3] - padding_z;
-    found =
-        find_column(site_keys + levels.begin(source), counts[source], levels.box(source, bounds),
-                    at[0], x + column.x, y + column.y, z, column.depth);
+    found = find_column(site_keys + levels.begin(source), live[source], levels.box(source, bounds),
+                        at[0], x + column.x, y + column.y, z, column.depth);
   }
   if (found.bits != 0) starts[blockIdx.y * rows + row] = static_cast<int32_t>(found.start);
   present[blockIdx.y * rows + row] = static_cast<uint8_t>(found.bits);
+  if (counts == nullptr) return;
+  if (row == 0 && blockIdx.y == 0) counts[0] = 0;
+  const int64_t outputs = min(max(behind + threadIdx.x, int64_t{0}), int64_t{blockDim.x});
+  count_pairs(column, found.bits, source < 0 ? 0 : outputs, symmetric,
+              counts + 1 + levels.counts_of(level, column.volume), levels.blocks(level));
+}
+
+// As write_pairs, for the outputs of all levels.
+__global__ void write_level_pairs(const int64_t* __restrict__ table, int64_t number,
+                                  const int64_t* __restrict__ live,
+                                  const int32_t* __restrict__ order,
+                                  const int32_t* __restrict__ starts,
+                                  const uint8_t* __restrict__ present, int64_t step, int64_t size_x,
+                                  int64_t size_y, int64_t size_z, int64_t symmetric,
+                                  const int64_t* __restrict__ places,
+                                  int32_t* __restrict__ in_index, int32_t* __restrict__ out_index) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  const Levels levels = {table, number};
+  const int64_t row = global_thread(), at = blockIdx.y * levels.begin(number) + row;
+  const int64_t size[3] = {size_x, size_y, size_z};
+  const Column column(size, true, symmetric, blockIdx.y);
+  const int64_t level = levels.of(row), source = level - step, out = row - levels.begin(level);
+  const bool is_output = source >= 0 && out < live[level];
+  const uint32_t bits = present[at];
+  const Found found = {bits == 0 ? 0 : starts[at], bits};
+  place_pairs(column, found, out, is_output, source == 0 ? order : nullptr,
+              level == 0 ? order : nullptr, symmetric,
+              places + levels.counts_of(level, column.volume), levels.blocks(level),
+              reinterpret_cast<int32_t*>(shared_memory), in_index, out_index);
 }
 
 // What is done with each tap that a row has.

@@ -159,8 +159,8 @@ def test_no_voxel() -> None:
 def test_the_host_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nor does it send anything, once the plan is made."""
     coords = cloud(300)
-    plan = PyramidPlan([384, 384, 256], 20_000, SAME, DOWN, coords)
-    count, padded = torch.tensor([300]), torch.cat([coords, coords[:84]])
+    plan = PyramidPlan([512, 512, 256], 20_000, SAME, DOWN, coords)
+    count, padded = torch.tensor([300]), torch.cat([coords, coords[:212]])
     with monkeypatch.context() as patch:
         for name in READS:
 
@@ -176,17 +176,17 @@ def test_the_host_reads_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_does_not_fit_is_told() -> None:
     coords = cloud(300)
     for capacities, neighbours, message in (
-        ([384, 128], 20_000, "got more voxels of a level than they allow"),
-        ([384, 384], 500, "got more neighbours than they allow"),
+        ([512, 256], 20_000, "got more voxels of a level than they allow"),
+        ([512, 512], 500, "got more neighbours than they allow"),
     ):
         plan = PyramidPlan(capacities, neighbours, SAME, DOWN, coords)
         with pytest.raises(
             ValueError, match=f"pyramid: the scan must fit the capacities, {message}"
         ):
             check_status(int(build(plan, coords).status))
-    plan = PyramidPlan([384, 384], 20_000, SAME, DOWN, coords)
+    plan = PyramidPlan([512, 512], 20_000, SAME, DOWN, coords)
     with pytest.raises(ValueError, match="got more voxels"):
-        check_status(int(plan.build(cloud(384), torch.tensor([385])).status))
+        check_status(int(plan.build(cloud(512), torch.tensor([513])).status))
     with pytest.raises(ValueError, match="coords must be distinct, got duplicates"):
         check_status(int(build(plan, torch.cat([coords, coords[:1]])).status))
     wide = coords.clone()

@@ -116,9 +116,11 @@ def sorted_sites(coords: Tensor) -> SortedSites:
     return _sites.get(coords) or _sites.put(coords, _sort_sites(coords))
 
 
-def remember_sorted(coords: Tensor, bounds: Tensor, keys: Tensor) -> None:
-    """Tell `sorted_sites` of voxels that are distinct and in order."""
-    _sites.put(coords, SortedSites(bounds, keys, None))
+def remember_sorted(
+    coords: Tensor, bounds: Tensor, keys: Tensor, order: Tensor | None = None
+) -> None:
+    """Tell `sorted_sites` of distinct voxels, and of the row of each key if they are not in order."""
+    _sites.put(coords, SortedSites(bounds, keys, order))
 
 
 def _sort_sites(coords: Tensor) -> SortedSites:

@@ -21,9 +21,10 @@ from pointlib.ops.kernel_map import ConvSpec, kernel_taps
 
 SOURCE = "pyramid.cu"
 BLOCK = 256
-ALIGNMENT = 128
-"""Rows that capacities are rounded up to, so that every level's part of an array starts aligned."""
+ALIGNMENT = BLOCK
+"""Rows that capacities are rounded up to, so that every level starts with a block."""
 MAX_LEVELS = 7
+MAX_TAPS = 2**31 - 1
 KEY_BITS = 60
 """Bits of a key below its level."""
 _RANK_KERNELS = {torch.int32: "rank_levels<int>", torch.int64: "rank_levels<long long>"}
@@ -64,7 +65,7 @@ class PyramidPlan:
     """Capacities and constants, made once for a network and a device.
 
     Args:
-        capacities: Most voxels of each level, fine to coarse; rounded up to multiples of 128.
+        capacities: Most voxels of each level, fine to coarse; rounded up to multiples of 256.
         num_neighbours: Most neighbours of all maps together.
         same: Submanifold convolution with an odd, centred kernel.
         down: Strided convolution of the `minkowski` relation that leads from each level to the next.
@@ -87,7 +88,7 @@ class PyramidPlan:
         self.capacities = [engine.ceil_div(c, ALIGNMENT) * ALIGNMENT for c in capacities]
         self.volume = max(same.kernel_volume, down.kernel_volume)
         rows = 3 * sum(self.capacities)
-        if not 1 <= len(capacities) <= MAX_LEVELS or rows * self.volume >= 2**31:
+        if not 1 <= len(capacities) <= MAX_LEVELS or rows * self.volume > MAX_TAPS:
             raise ValueError(
                 f"PyramidPlan: capacities must be of 1 to {MAX_LEVELS} levels, with 3 * rows * taps below 2^31, "
                 f"got {list(capacities)} for {self.volume} taps."
@@ -122,7 +123,7 @@ class PyramidPlan:
         assert len(coords) == self.capacities[0], "coords must fill the capacity of level 0"
         coords, status = sites.aligned(coords), coords.new_zeros(1)
         bounds = sites.bounds_of(coords, count)
-        found = self._find_sites(coords, count, bounds, status)
+        found = self.find_sites(coords, count, bounds, status)
         maps = self._row_maps(found, bounds, status)
         levels, last = [], len(self.capacities) - 1
         for level, (begin, end) in enumerate(pairwise(self.begins)):
@@ -137,23 +138,27 @@ class PyramidPlan:
             )
         return Pyramid(tuple(levels), status)
 
-    def _find_sites(
+    def find_sites(
         self, coords: Tensor, count: Tensor, bounds: Tensor, status: Tensor
-    ) -> _LevelSites:
+    ) -> LevelSites:
         """The voxels of all levels, each in its range of rows."""
         rows, number = coords.shape[0], len(self.capacities)
         levels, candidates = (self._table, number), rows * number
         keys = coords.new_empty(candidates, dtype=torch.int64)
         grid = (engine.ceil_div(rows, BLOCK), number)
-        _launch("pack_levels", grid, coords, rows, count, bounds, *levels, keys, status)
+        launch("pack_levels", grid, coords, rows, count, bounds, *levels, keys, status)
         keys, indices = torch.sort(keys)
         places = sites.count_firsts(keys, negative_is_absent=False)
         firsts, counts = keys.new_empty(number), keys.new_empty(number)
-        _launch("count_levels", 1, keys, places, candidates, *levels, firsts, counts, status)
-        total = self.begins[-1]
+        level_bounds, total = keys.new_empty(number, 9), self.begins[-1]
+        launch(
+            *("count_levels", 1, keys, places, candidates, *levels, bounds),
+            *(firsts, counts, level_bounds, status),
+        )
         site_keys, order = keys.new_empty(total), coords.new_empty(rows)
-        found = _LevelSites(site_keys, coords.new_zeros(total, 4), counts, order)
-        _launch(
+        all_coords = coords.new_zeros(total, 4)
+        found = LevelSites(site_keys, all_coords, counts, order, level_bounds)
+        launch(
             *("write_levels", engine.ceil_div(candidates, BLOCK)),
             *(keys, indices, places, candidates, firsts, bounds, *levels),
             *(site_keys, found.coords, order, status),
@@ -161,30 +166,39 @@ class PyramidPlan:
         return found
 
     def _row_maps(
-        self, found: _LevelSites, bounds: Tensor, status: Tensor
+        self, found: LevelSites, bounds: Tensor, status: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Mask, row_ptr, neighbours and order of three maps of all levels: same, down and up."""
-        total, words = self.begins[-1], engine.ceil_div(self.volume, 32)
-        mask = found.coords.new_zeros(3 * total, words)
-        same, down = self._search(found, bounds, self.same), self._search(found, bounds, self.down)
-        visits = ((same, 0), (down, 0), (down, 1))
-        parts = mask.split(total)
-        for part, (search, is_reversed) in zip(parts, visits, strict=True):
-            _launch("mark_levels", search.grid, *search.arguments, is_reversed, words, part)
-        row_ptr = count_taps(mask)
-        neighbours = mask.new_empty(self.num_neighbours)
-        own_ptrs = row_ptr[:-1].split(total)
-        for part, own_ptr, (search, is_reversed) in zip(parts, own_ptrs, visits, strict=True):
-            _launch(
-                *("place_levels", search.grid),
-                *(*search.arguments, is_reversed, words, part, own_ptr),
-                *(self.num_neighbours, neighbours, status),
-            )
+        same, down = self.search(found, bounds, self.same), self.search(found, bounds, self.down)
+        mask, row_ptr, neighbours = self.rows_of(same, down, self.num_neighbours, status)
         mask.mul_(status == 0)  # or kernels would look for neighbours that have no place
         return mask, row_ptr, neighbours, self._order(mask)
 
-    def _search(self, found: _LevelSites, bounds: Tensor, spec: ConvSpec) -> _Search:
-        """Search the columns of one convolution at all levels."""
+    def rows_of(
+        self, same: Search, down: Search, num_neighbours: int, status: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mask, row_ptr and neighbours of the three maps, each of all levels, one after the other."""
+        total, words = self.begins[-1], engine.ceil_div(self.volume, 32)
+        mask = status.new_zeros(3 * total, words)
+        visits = ((same, 0), (down, 0), (down, 1))
+        parts = mask.split(total)
+        for part, (search, is_reversed) in zip(parts, visits, strict=True):
+            launch("mark_levels", search.grid, *search.arguments, is_reversed, words, part)
+        row_ptr = count_taps(mask)
+        neighbours = mask.new_empty(num_neighbours)
+        own_ptrs = row_ptr[:-1].split(total)
+        for part, own_ptr, (search, is_reversed) in zip(parts, own_ptrs, visits, strict=True):
+            launch(
+                *("place_levels", search.grid),
+                *(*search.arguments, is_reversed, words, part, own_ptr),
+                *(num_neighbours, neighbours, status),
+            )
+        return mask, row_ptr, neighbours
+
+    def search(
+        self, found: LevelSites, bounds: Tensor, spec: ConvSpec, counts: Tensor | None = None
+    ) -> Search:
+        """Search the columns of one convolution at all levels; counts, if given, get the pairs of every block."""
         total, symmetric = self.begins[-1], int(spec is self.same)
         columns = spec.kernel_size[0] * spec.kernel_size[1]
         columns = columns // 2 + 1 if symmetric else columns
@@ -192,25 +206,25 @@ class PyramidPlan:
         present = starts.new_empty(columns, total, dtype=torch.uint8)
         grid, levels = (engine.ceil_div(total, BLOCK), columns), (self._table, len(self.capacities))
         step = 1 - symmetric
-        _launch(
+        launch(
             *("search_levels", grid, found.keys, found.counts, bounds, *levels, step),
-            *(*spec.kernel_size, *spec.padding, symmetric, starts, present),
+            *(*spec.kernel_size, *spec.padding, symmetric, starts, present, counts),
         )
         arguments = (*levels, found.counts, found.order, starts, present)
-        return _Search(grid, (*arguments, step, *spec.kernel_size, symmetric))
+        return Search(grid, (*arguments, step, *spec.kernel_size, symmetric))
 
     def _order(self, mask: Tensor) -> Tensor:
         """Rows of each map, level and split by Gray rank, one after the other, (3 * rows * splits,) int32."""
         (rows, words), levels = mask.shape, (self._table, len(self.capacities))
         keys = mask.new_empty(self.splits * rows, dtype=self.rank_dtype)
-        _launch(
+        launch(
             *(_RANK_KERNELS[self.rank_dtype], (engine.ceil_div(rows, BLOCK), self.splits), *levels),
             *(mask, 3, words, self._bits, self.volume, self.splits, self.rank_width, keys),
         )
         indices = torch.sort(keys, stable=True).indices
         order = mask.new_empty(len(keys))
         grid = engine.ceil_div(len(keys), BLOCK)
-        _launch("take_level_order", grid, *levels, indices, len(keys), order)
+        launch("take_level_order", grid, *levels, indices, len(keys), order)
         return order
 
     def _row_map(
@@ -227,20 +241,29 @@ class PyramidPlan:
         return RowMap(own_mask, own_ptr, neighbours, own_order, split_ptr(volume, self.splits))
 
 
-class _Search(NamedTuple):
+class Search(NamedTuple):
     """Grid and first arguments of the kernels that visit what was found."""
 
     grid: tuple[int, int]
     arguments: tuple[engine.Argument, ...]
 
 
-class _LevelSites(NamedTuple):
-    """Voxels of all levels: keys without their level, coords, counts, and the row of each key on level 0."""
+def most_voxels(levels: int, same: ConvSpec, down: ConvSpec) -> int:
+    """How many may be on every level; 0 for too many levels."""
+    if levels > MAX_LEVELS:
+        return 0
+    taps = 3 * levels * max(same.kernel_volume, down.kernel_volume)
+    return MAX_TAPS // taps // ALIGNMENT * ALIGNMENT
+
+
+class LevelSites(NamedTuple):
+    """Voxels of all levels: keys without their level, coords, counts, the row of each key on level 0, and bounds."""
 
     keys: Tensor
     coords: Tensor
     counts: Tensor
     order: Tensor
+    bounds: Tensor
 
 
 def check_status(status: int) -> None:
@@ -288,8 +311,11 @@ def _distance(tap: Sequence[int], spec: ConvSpec) -> int:
     return 2 * (x + y) + 5 * z
 
 
-def _launch(name: str, grid: engine.Grid, *arguments: engine.Argument) -> None:
-    engine.launch(SOURCE, f"pointlib::{name}", grid, BLOCK, *arguments)
+def launch(
+    name: str, grid: engine.Grid, *arguments: engine.Argument, shared_bytes: int = 0
+) -> None:
+    """Launch a kernel of pyramid.cu."""
+    engine.launch(SOURCE, f"pointlib::{name}", grid, BLOCK, *arguments, shared_bytes=shared_bytes)
 
 
 def variants(capability: int) -> Iterator[tuple[str, str]]:
@@ -297,6 +323,12 @@ def variants(capability: int) -> Iterator[tuple[str, str]]:
     del capability
     names = (
         *("pack_levels", "count_levels", "write_levels", "search_levels"),
-        *("mark_levels", "place_levels", *_RANK_KERNELS.values(), "take_level_order"),
+        *(
+            "mark_levels",
+            "place_levels",
+            "write_level_pairs",
+            *_RANK_KERNELS.values(),
+            "take_level_order",
+        ),
     )
     yield from ((SOURCE, f"pointlib::{name}") for name in names)
