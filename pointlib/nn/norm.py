@@ -89,7 +89,7 @@ class SyncBatchNorm(BatchNorm):
         axes = [0, *range(2, feats.dim())]
         shape = [1, -1] + [1] * (feats.dim() - 2)
         x = feats.to(accumulation_dtype(feats))
-        rows = x.new_tensor([feats.numel() // max(self.num_features, 1)])
+        rows = x.new_full((1,), feats.numel() // max(self.num_features, 1))
         sums = _AllReduceSum.apply(torch.cat([x.sum(axes), rows]), self.process_group)
         count = sums[-1].detach().clamp(min=1)
         mean = sums[:-1] / count
