@@ -115,13 +115,13 @@ __global__ void write_levels(const int64_t* __restrict__ keys, const int64_t* __
 
 // As search_columns, for the outputs of all levels; inputs are `step` levels finer, and there is no
 // dilation. A level starts with a block. counts may be null; those of a level stand together.
-__global__ void search_levels(const int64_t* __restrict__ site_keys,
-                              const int64_t* __restrict__ live, const uint64_t* __restrict__ bounds,
-                              const int64_t* __restrict__ table, int64_t number, int64_t step,
-                              int64_t size_x, int64_t size_y, int64_t size_z, int64_t padding_x,
-                              int64_t padding_y, int64_t padding_z, int64_t symmetric,
-                              int32_t* __restrict__ starts, uint8_t* __restrict__ present,
-                              int64_t* __restrict__ counts) {
+__global__ void __launch_bounds__(256)
+    search_levels(const int64_t* __restrict__ site_keys, const int64_t* __restrict__ live,
+                  const uint64_t* __restrict__ bounds, const int64_t* __restrict__ table,
+                  int64_t number, int64_t step, int64_t size_x, int64_t size_y, int64_t size_z,
+                  int64_t padding_x, int64_t padding_y, int64_t padding_z, int64_t symmetric,
+                  int32_t* __restrict__ starts, uint8_t* __restrict__ present,
+                  int64_t* __restrict__ counts) {
   const Levels levels = {table, number};
   const int64_t row = global_thread(), rows = levels.begin(number);
   const int64_t size[3] = {size_x, size_y, size_z};
