@@ -41,6 +41,18 @@ __global__ void race_in_warp(const float* in, float* out) {
   out[threadIdx.x] = tile[threadIdx.x ^ 1];
 }
 
+// out[i] = 1 for lane 5, else 0. Faulty: lane 31, the last to arrive, writes while lane 5 may read.
+template <bool FAULTY>
+__global__ void race_after_meeting(int* out) {
+  extern __shared__ __align__(16) unsigned char shared_memory[];
+  int* flag = reinterpret_cast<int*>(shared_memory);
+  if (threadIdx.x == 31) *flag = 0;
+  __syncwarp();
+  if (threadIdx.x == 31) *flag = 1;
+  if (!FAULTY) __syncwarp();
+  out[threadIdx.x] = threadIdx.x == 5 ? *flag : 0;
+}
+
 // last[0] = the largest number of a block. Faulty: the number of the block that comes last.
 template <bool FAULTY>
 __global__ void race_of_blocks(int* last) {
