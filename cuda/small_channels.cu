@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(THREADS, 512 / THREADS)
         }
       }
     }
-    if (aligned && first_column + own < columns) {
+    if (aligned && first_column + own + VECTOR <= columns) {
       epilogue.template write<VECTOR>(row, first_column + own, sum);
       continue;
     }

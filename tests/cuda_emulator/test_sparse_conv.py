@@ -165,6 +165,10 @@ def test_any_number_of_output_channels(c_out: int) -> None:
     check(map_of(), [4], c_out, torch.float32)
 
 
+def test_few_channels_to_a_row_that_ends_within_a_group() -> None:
+    check(map_of(), [3], 70, torch.float64)  # 35 vectors of 16 bytes, not groups of 4
+
+
 @pytest.mark.parametrize("channels", [(6,), (7,), (33,)])
 def test_exact_rows_of_any_width(channels: tuple[int, ...]) -> None:
     check(map_of(), channels, 33, torch.float32)
