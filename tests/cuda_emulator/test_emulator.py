@@ -77,7 +77,7 @@ def test_a_race_between_lanes_is_found(emulator: Emulator) -> None:
 
 def test_a_race_after_a_collective_is_found(emulator: Emulator) -> None:
     out = torch.empty(32, dtype=torch.int32)
-    with pytest.raises(EmulatorError, match="race, .* byte 20 of 128"):
+    with pytest.raises(EmulatorError, match=r"race, .* byte 20 of 128"):
         run(emulator, "race_after_meeting<true>", out, block=32, shared_bytes=4)
     run(emulator, "race_after_meeting<false>", out, block=32, shared_bytes=4)
     assert out.nonzero().tolist() == [[5]] and out[5] == 1
