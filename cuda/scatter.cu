@@ -58,6 +58,16 @@ struct Sum {
   }
 };
 
+// A row number as wide as the value beside it, so that nothing undefined lies between them.
+template <class S>
+struct RowNumber {
+  using type = int32_t;
+};
+template <>
+struct RowNumber<double> {
+  using type = int64_t;
+};
+
 // Reduction to the largest value and the row it came from, the lowest at a tie; NaN is larger than
 // every number.
 template <class T>
@@ -65,7 +75,7 @@ struct Max {
   using Element = T;
   struct State {
     accumulator<T> best;
-    int32_t row;  // -1 while there is none
+    typename RowNumber<accumulator<T>>::type row;  // -1 while there is none
   };
   using Wide = State;
 

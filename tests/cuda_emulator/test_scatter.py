@@ -87,11 +87,11 @@ def test_rows_of_very_many_pairs(length: int) -> None:
     for channels in (4, 17):
         src = torch.randn(len(index), channels)
         assert_close(cuda.scatter_sum(src, index, 7), summed(src, index, 7))
-    src = features(len(index), 1)
-    for ours, theirs in zip(
-        cuda.scatter_max(src, index, 7), cpu.scatter_max(src, index, 7), strict=True
-    ):
-        assert same_bits(ours, theirs)
+    for src in (features(len(index), 1), features(len(index), 2, torch.float64)):
+        for ours, theirs in zip(
+            cuda.scatter_max(src, index, 7), cpu.scatter_max(src, index, 7), strict=True
+        ):
+            assert same_bits(ours, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
