@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import pytest
 
-from pointlib.ops._cuda import compiler, engine
+from pointlib.ops._cuda import compiler, engine, quantized, tiles, weight_grad, weight_stationary
 
 ARCHITECTURES = [
     "sm_75",
@@ -188,6 +188,27 @@ def test_every_variant_compiles_within_its_budget(architecture: str) -> None:
             problems += [line for kernel, use in used.items() for line in violations(kernel, use)]
     if problems:
         pytest.fail("\n".join(problems), pytrace=False)
+
+
+SHARED_KIB = {75: 64, 80: 163, 86: 99, 87: 163, 89: 99, 90: 227, 100: 227, 110: 227, 120: 99}
+"""That a block may use, from the table of capabilities in the CUDA programming guide."""
+PRODUCT = re.compile(r"_(tensor|exact)<(\w+), (\d+), (\d+), \d+>")
+
+
+@pytest.mark.parametrize("capability", SHARED_KIB)
+def test_tiles_fit_into_shared_memory(capability: int) -> None:
+    dtypes = {name: dtype for dtype, name in tiles.TYPES.items()}
+    sizes = {f"int8 {tile}": quantized._shared_bytes(*tile, capability) for tile in quantized.TILES}
+    for family in (weight_grad, weight_stationary):
+        for _, kernel in family.variants(capability):
+            if match := PRODUCT.search(kernel):
+                m, n = int(match[3]), int(match[4])
+                product = tiles.Product(dtypes[match[2]], m, n, match[1] == "tensor")
+                transposed = family is weight_grad
+                sizes[kernel] = product.shared_bytes(capability, transposed) + 4 * m
+    assert len(sizes) > 20
+    limit = SHARED_KIB[capability] << 10
+    assert {kernel: size for kernel, size in sizes.items() if size > limit} == {}
 
 
 BROKEN = """// Kernels that break one rule each.

@@ -62,7 +62,7 @@ class Nvrtc:
 
     Raises:
         ImportError: cuda.core or NVRTC is missing.
-        RuntimeError: There is no NVIDIA GPU.
+        RuntimeError: There is no NVIDIA GPU, or its driver is older than NVRTC.
     """
 
     def __init__(self, cache: KernelCache | None = None) -> None:
@@ -75,6 +75,14 @@ class Nvrtc:
             raise RuntimeError(
                 f"pointlib: CUDA kernels must have an NVIDIA GPU, got none that torch {torch.__version__} can use. See "
                 "what nvidia-smi says; a CPU build of torch must be replaced by a CUDA build."
+            )
+        _, newest = driver.cuDriverGetVersion()
+        if compiler.version()[0] > newest // 1000:
+            release = ".".join(map(str, compiler.version()))
+            raise RuntimeError(
+                f"pointlib: NVRTC must not be of a newer CUDA than the GPU's driver, got {release} and "
+                f'{newest // 1000}.{newest % 1000 // 10}. Update the driver, or: pip install "cuda-bindings=='
+                f'{newest // 1000}.*"'
             )
         self._cache = cache or KernelCache()
         self._gpus: dict[int, _Gpu] = {}

@@ -40,7 +40,7 @@ int device_of(void* context) {
 
 int accept() { return SUCCESS; }
 int init(unsigned) { return SUCCESS; }
-int driver_version(int* version) { return *version = 13000, SUCCESS; }
+int driver_version(int* version) { return *version = 13090, SUCCESS; }
 int device_count(int* count) { return *count = 3, SUCCESS; }
 int device_get(int* device, int ordinal) { return *device = ordinal, SUCCESS; }
 int device_attribute(int* value, int attribute, int device) {

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pointlib.ops._cuda import engine, nvrtc
+from pointlib.ops._cuda import compiler, engine, nvrtc
 from pointlib.ops._cuda.cache import KernelCache
 from pointlib.ops._cuda.nvrtc import Nvrtc
 
@@ -135,15 +135,27 @@ def test_properties(backend: Nvrtc) -> None:
         backend.properties(torch.device("cuda", 2))
 
 
-def test_a_device_newer_than_nvrtc_gets_ptx_under_its_guard(driver: Driver, launch: Launch) -> None:
+def test_a_device_newer_than_nvrtc_gets_ptx_under_its_guard(
+    driver: Driver, launch: Launch, tmp_path: Path
+) -> None:
     launch(device=1)
     assert driver.log("load") == [f"load ptx capture {RELAXED}"]
+    (kept,) = tmp_path.glob("cache/scale-compute_*.kernel")
+    assert b"mul.f32" in kept.read_bytes(), "no fast math: denormals are kept"
     assert " on 1: " in driver.log("launch")[0]
     assert driver.device == 0
     assert driver.log("context")[-1] == "context 0"
     launch(device=0)
     assert len(driver.log("load")) == 2, "each device loads its own code"
     assert " on 0: " in driver.log("launch")[1]
+
+
+def test_a_driver_older_than_nvrtc_is_refused(
+    driver: Driver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "version", lambda: (14, 2))
+    with pytest.raises(RuntimeError, match=r"got 14\.2 and 13\.9\. .*cuda-bindings==13\."):
+        Nvrtc()
 
 
 def test_more_shared_memory_is_asked_for_once(driver: Driver, launch: Launch) -> None:
