@@ -17,6 +17,7 @@ from pointlib.ops.kernel_map import (
     build_kernel_map,
     to_triple,
 )
+from pointlib.ops.level_maps import build_level_maps
 
 
 class Sites:
@@ -95,9 +96,30 @@ class SiteMaps:
                 known = self._descend(sites, spec, coords)
             if spec.relation == "minkowski":
                 floors[spec.stride] = known
-            found = self._outgoing[number][spec.key] = (known, kernel_map)
-            self._incoming.setdefault(known.number, {})[spec.key] = (sites, kernel_map.transpose())
+            self._keep(sites, spec, known, kernel_map)
+            found = (known, kernel_map)
         return found
+
+    def prepare(self, sites: Sites, same: ConvSpec, down: ConvSpec, levels: int) -> None:
+        """Build the maps of a U-Net that starts at `sites` at once: on a GPU that waits once, not once a map.
+
+        Does nothing where a map from `sites` was built before, or torch.compile traces.
+
+        Args:
+            sites: Voxels of the first level.
+            same: Convolution on each level; see `build_level_maps`.
+            down: Convolution from each level to the next.
+            levels: Number of levels.
+        """
+        number = self._number_of(sites)
+        if number in self._outgoing or torch.compiler.is_compiling():
+            return
+        for level in build_level_maps(sites.coords, same, down, levels):
+            if level.down is not None:
+                finer, sites = sites, self._descend(sites, down, level.coords)
+                self._floors.setdefault(finer.number, {})[down.stride] = sites
+                self._keep(finer, down, sites, level.down)
+            self._keep(sites, same, sites, level.same)
 
     def inverse(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
         """The finer voxels that `spec` led from to `sites`, and its map from right to left.
@@ -157,6 +179,12 @@ class SiteMaps:
             )
         return sites.number
 
+    def _keep(self, source: Sites, spec: ConvSpec, target: Sites, kernel_map: KernelMap) -> None:
+        """Remember a map, and its transpose for those who come back."""
+        self._outgoing.setdefault(source.number, {})[spec.key] = (target, kernel_map)
+        arrivals = self._incoming.setdefault(target.number, {})
+        arrivals[spec.key] = (source, kernel_map.transpose())
+
     def _add(
         self, coords: Tensor, stride: Triple, spatial_shape: Triple | None, batch_size: int
     ) -> Sites:
@@ -189,9 +217,7 @@ class FixedMaps(SiteMaps):
         for number, sites in enumerate(members):
             sites.number = number
         for source, spec, target, kernel_map in maps:
-            self._outgoing.setdefault(source, {})[spec.key] = (members[target], kernel_map)
-            arrivals = self._incoming.setdefault(target, {})
-            arrivals[spec.key] = (members[source], kernel_map.transpose())
+            self._keep(members[source], spec, members[target], kernel_map)
 
     def conv(self, sites: Sites, spec: ConvSpec) -> tuple[Sites, KernelMap]:
         """As in SiteMaps, for a map that is there.

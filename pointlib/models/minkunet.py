@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from pointlib.models._registry import register_model
 from pointlib.nn import BatchNorm, Conv3d, Linear, ReLU, conv_norm_act
+from pointlib.ops.kernel_map import ConvSpec
 from pointlib.tensor import SparseTensor
 
 WIDTHS = (32, 32, 64, 128, 256, 256, 128, 96, 96)
 """Channels of the stem, the four encoder and the four decoder stages at cr = 1."""
+SAME_LEVEL, NEXT_LEVEL = ConvSpec(3), ConvSpec(2, stride=2)
 
 
 class ConvBlock(nn.Module):
@@ -127,6 +129,7 @@ class MinkUNet(nn.Module):
     def encode(self, x: SparseTensor) -> tuple[SparseTensor, ...]:
         """Voxels of stride 1 -> features at strides 1, 2, 4, 8, 16."""
         check_input(self, x)
+        x.maps.prepare(x.sites, SAME_LEVEL, NEXT_LEVEL, levels=5)
         conv1, norm1, relu1, conv2, norm2, relu2 = self.stem
         x = conv_norm_act(x, conv1, norm1, relu1)
         levels = [conv_norm_act(x, conv2, norm2, relu2)]
