@@ -129,6 +129,14 @@ def test_what_is_derived_is_remembered() -> None:
     assert rows_of(kernel_map, 1).mask is first.mask  # and the transpose did not push it out
 
 
+def test_inference_tensors_are_remembered_too() -> None:
+    with torch.inference_mode():
+        kernel_map = map_of(ConvSpec(3), 50)
+        assert kernel_map.in_index.is_inference()
+        check(kernel_map, 1)
+        assert rows_of(kernel_map).mask is rows_of(kernel_map).mask
+
+
 @pytest.mark.parametrize("written", ["in_index", "out_index", "offset_ptr"])
 def test_what_is_written_to_is_derived_anew(written: str) -> None:
     kernel_map = map_of(ConvSpec((3, 1, 1)), 80)

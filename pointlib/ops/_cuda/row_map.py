@@ -73,7 +73,8 @@ def row_map(
     """The row form of a kernel map; of its transpose, where in_index and out_index change places.
 
     Remembered for as long as both index tensors live and are not written to (of tensors made under inference_mode,
-    torch does not tell). No host synchronisation.
+    torch does not tell). No host synchronisation. What is remembered was made on the stream of the first call; calls
+    from another stream must be ordered after it, as for every tensor.
 
     Args:
         in_index: (P,) int32, input row of each pair, grouped by tap.
