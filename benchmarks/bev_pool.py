@@ -60,7 +60,10 @@ def main() -> None:
     import measurement
     import torch
 
+    from pointlib.ops.memory import keep_freed_memory
+
     torch.set_num_threads(args.threads)
+    keep_freed_memory()  # as the programs in tools/ do, for all contenders
     report: dict[str, Any] = {
         "date": date.today().isoformat(),
         "commit": measurement.commit(ROOT),
