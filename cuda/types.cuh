@@ -1,4 +1,5 @@
-// What every kernel includes: fixed-width integers, the element types of features, and their conversions.
+// What every kernel includes: fixed-width integers, the element types of features, and their
+// conversions.
 #pragma once
 
 #include <cuda_bf16.h>
@@ -19,11 +20,11 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 // Sums of T are kept in this type.
 template <class T>
 struct Accumulator {
-    using type = float;
+  using type = float;
 };
 template <>
 struct Accumulator<double> {
-    using type = double;
+  using type = double;
 };
 template <class T>
 using accumulator = typename Accumulator<T>::type;
@@ -36,20 +37,20 @@ __device__ inline double widen(double value) { return value; }
 // Round an accumulator to nearest, ties to even.
 template <class T>
 __device__ inline T narrow(accumulator<T> value) {
-    return value;
+  return value;
 }
 template <>
 __device__ inline __half narrow<__half>(float value) {
-    return __float2half(value);
+  return __float2half(value);
 }
 template <>
 __device__ inline __nv_bfloat16 narrow<__nv_bfloat16>(float value) {
-    return __float2bfloat16(value);
+  return __float2bfloat16(value);
 }
 
 // The thread's number in a one-dimensional grid.
 __device__ inline int64_t global_thread() {
-    return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
+  return static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x;
 }
 
 }  // namespace pointlib
