@@ -134,7 +134,9 @@ def convolve(
     statistics = MapStatistics(num_out if in_index is None else len(in_index), taps, num_out)
     if dataflow is None:
         workload = Workload("forward", dtype, ends[-1], c_out, statistics)
-        dataflow = tuned_dataflow(workload, device_name(threads)) or cpu_dataflow(statistics, threads)
+        dataflow = tuned_dataflow(workload, device_name(threads)) or cpu_dataflow(
+            statistics, threads
+        )
     arguments = ConvArguments(
         dtype=DTYPES[dtype],
         feats=_pointers(rows),
