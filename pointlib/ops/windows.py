@@ -59,7 +59,8 @@ def window_groups(
 
     Windows are visited in a meander, the next row of windows backwards, and so are the voxels inside one, column by
     column, so that nearly all that follow each other lie side by side. The order is that of the authors' code. Two of
-    its faults are not repeated: a sample of fewer voxels than a group took the rest from the sample before it, or failed.
+    its faults are not repeated: a sample of fewer voxels than a group took the rest from the sample before it, or
+    failed.
 
     The host waits once for the number of voxels of each sample.
 
