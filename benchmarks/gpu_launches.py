@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pointlib import SparseTensor, create_model
 from pointlib.deploy.graph import StaticNetwork
-from pointlib.ops._cuda import engine, level_maps, sparse_conv
+from pointlib.ops._cuda import engine, level_maps, norm, sparse_conv
 from tests import oracles
 from tests.cuda_emulator.emulator import Emulator
 from tests.cuda_emulator.operators import OnDevice
@@ -30,6 +30,7 @@ FREE = (
 )
 """Beginnings of the names of operators that compute nothing on the device."""
 OPERATORS: dict[str, Callable[..., Any]] = {
+    "fold_batch_norm": norm.fold_batch_norm,
     "level_maps": level_maps.level_maps,
     "sparse_conv": sparse_conv.sparse_conv,
     "fused_sparse_conv": sparse_conv.fused_sparse_conv,

@@ -344,4 +344,21 @@ __global__ void __launch_bounds__(256, BLOCKS<N>)
   }
 }
 
+// A batch norm over known statistics as scale * x + shift; weight, bias and the bias that x lacks
+// may be null.
+template <class S>
+__global__ void __launch_bounds__(256)
+    fold_batch_norm(const S* __restrict__ mean, const S* __restrict__ var,
+                    const S* __restrict__ weight, const S* __restrict__ bias,
+                    const S* __restrict__ earlier_bias, float eps, float eps_low, int64_t channels,
+                    S* __restrict__ scale, S* __restrict__ shift) {
+  const int64_t channel = global_thread();
+  if (channel >= channels) return;
+  const S gain = (weight == nullptr ? S(1) : weight[channel]) /
+                 sqrt(static_cast<S>(var[channel] + joined(eps, eps_low)));
+  const S centre = mean[channel] - (earlier_bias == nullptr ? S(0) : earlier_bias[channel]);
+  scale[channel] = gain;
+  shift[channel] = (bias == nullptr ? S(0) : bias[channel]) - centre * gain;
+}
+
 }  // namespace pointlib

@@ -82,6 +82,36 @@ def batch_norm(
     )
 
 
+def fold_batch_norm(
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    earlier_bias: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Turn a batch norm over known statistics into `scale * x + shift`. Not differentiable.
+
+    Args:
+        mean: (C,) float.
+        var: (C,) float, biased variance.
+        weight: (C,) float or None for 1.
+        bias: (C,) float or None for 0.
+        eps: Added to the variance.
+        earlier_bias: (C,) float that was to be added to x before the batch norm, or None.
+
+    Returns:
+        scale and shift, (C,) each, the dtype of mean.
+
+    Example:
+        >>> scale, shift = fold_batch_norm(torch.ones(1), torch.ones(1), None, None, 0.0)
+        >>> scale.tolist(), shift.tolist()
+        ([1.0], [-1.0])
+    """
+    scale, shift = torch.ops.pointlib.fold_batch_norm(mean, var, weight, bias, eps, earlier_bias)
+    return scale, shift
+
+
 LIB.define(
     "batch_norm(Tensor feats, Tensor? weight, Tensor? bias, float eps, Tensor? residual, float negative_slope) "
     "-> (Tensor, Tensor, Tensor)"
@@ -94,6 +124,18 @@ for _name in ("batch_norm", "batch_norm_backward"):
     LIB.impl(_name, getattr(cpu, _name), "CPU")
     LIB.impl(_name, getattr(cuda, _name), "CUDA")
     LIB.impl(_name, getattr(composition, _name), "CompositeExplicitAutograd")
+
+LIB.define(
+    "fold_batch_norm(Tensor mean, Tensor var, Tensor? weight, Tensor? bias, float eps, Tensor? earlier_bias) "
+    "-> (Tensor, Tensor)"
+)
+LIB.impl("fold_batch_norm", composition.fold_batch_norm, "CompositeExplicitAutograd")
+LIB.impl("fold_batch_norm", cuda.fold_batch_norm, "CUDA")
+
+
+@torch.library.register_fake("pointlib::fold_batch_norm", lib=LIB)
+def _fold_fake(mean: Tensor, *rest: object) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(mean), torch.empty_like(mean)
 
 
 @torch.library.register_fake("pointlib::batch_norm", lib=LIB)

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pointlib import SparseTensor, create_model, nn
 from pointlib.deploy.graph import GraphNetwork, StaticNetwork, unet_specs
-from pointlib.ops._cuda import sparse_conv
+from pointlib.ops._cuda import norm, sparse_conv
 from pointlib.ops._cuda.pyramid import check_status
 from pointlib.ops.kernel_map import ConvSpec
 from pointlib.sites import FixedMaps
@@ -21,6 +21,7 @@ from tests.tolerances import assert_close
 
 NAMES = ("sparse_conv", "fused_sparse_conv", "fused_sparse_conv_")
 OPERATORS = {name: getattr(sparse_conv, name) for name in NAMES}
+OPERATORS["fold_batch_norm"] = norm.fold_batch_norm
 
 
 class NoReading(TorchDispatchMode):

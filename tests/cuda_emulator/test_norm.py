@@ -144,3 +144,18 @@ def test_the_public_function_and_its_gradient() -> None:
     (out, *ours), (expected, *theirs) = results
     assert_close(out, expected)
     assert_gradients_close(tuple(ours), tuple(theirs), torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+@pytest.mark.parametrize("given", [False, True])
+def test_folding(dtype: torch.dtype, given: bool) -> None:
+    mean, weight, bias, earlier = torch.randn(4, 300).to(dtype)
+    var = (torch.rand(300) + 0.1).to(dtype)
+    optional = (weight, bias, 1e-5, earlier) if given else (None, None, 1e-5, None)
+    scale, shift = cuda.fold_batch_norm(mean, var, *optional)
+    x = torch.randn(300).double()
+    y = (x + (earlier.double() if given else 0) - mean.double()) / (var.double() + 1e-5).sqrt()
+    if given:
+        y = y * weight.double() + bias.double()
+    assert scale.dtype == shift.dtype == dtype
+    assert_close(scale.double() * x + shift.double(), y, dtype)

@@ -9,7 +9,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 from pointlib.ops._cpu import engine
-from pointlib.ops.norm import batch_norm
+from pointlib.ops.norm import batch_norm, fold_batch_norm
 from tests.tolerances import assert_close
 
 OPS = torch.ops.pointlib
@@ -131,3 +131,17 @@ def test_refuses_what_does_not_fit() -> None:
         batch_norm(torch.ones(4, 2), negative_slope=-1.0)
     with pytest.raises(TypeError, match="floating"):
         batch_norm(torch.ones(4, 2).long())
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_folded_batch_norm_is_the_batch_norm(given: bool) -> None:
+    mean, weight, bias, earlier, x = torch.randn(5, 7, dtype=torch.float64)
+    var = torch.rand(7, dtype=torch.float64) + 0.1
+    optional = (weight, bias, 1e-5, earlier) if given else (None, None, 1e-5, None)
+    scale, shift = fold_batch_norm(mean, var, *optional)
+    moved = x + earlier if given else x
+    expected = torch.nn.functional.batch_norm(moved[None], mean, var, *optional[:2])[0]
+    assert_close(scale * x + shift, expected)
+    torch.library.opcheck(
+        torch.ops.pointlib.fold_batch_norm.default, (mean, var, *optional), test_utils="test_schema"
+    )

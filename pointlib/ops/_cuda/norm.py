@@ -105,6 +105,27 @@ def batch_norm_backward(
     return grad_feats, grad_weight, grad_bias, grad_residual
 
 
+def fold_batch_norm(
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    earlier_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A batch norm over known statistics as scale and shift, in one launch."""
+    sums = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    given = (mean, var, weight, bias, earlier_bias)
+    statistics = [None if t is None else t.to(sums).contiguous() for t in given]
+    scale, shift = (mean.new_empty(mean.shape, dtype=sums) for _ in range(2))
+    grid = engine.ceil_div(len(mean), BLOCK)
+    engine.launch(
+        *(SOURCE, f"pointlib::fold_batch_norm<{_SUMS[sums]}>", grid, BLOCK),
+        *(*statistics, *_halves(eps), len(mean), scale, shift),
+    )
+    return scale.to(mean.dtype), shift.to(mean.dtype)
+
+
 def _rows_per_block(rows: int, groups: int) -> int:
     """Depends on the shape alone, and so do the sums."""
     return max(groups * ROWS_OF_GROUP, engine.ceil_div(rows, MAX_BLOCKS))
@@ -131,6 +152,7 @@ def _finish_kernel(name: str, sums: torch.dtype) -> str:
 def variants(capability: int) -> Iterator[tuple[str, str]]:
     """Every kernel of this file, as (source, name)."""
     del capability
+    yield from ((SOURCE, f"pointlib::fold_batch_norm<{sums}>") for sums in _SUMS.values())
     for name in ("moments", "grad_moments"):
         yield from ((SOURCE, _finish_kernel(name, sums)) for sums in _SUMS)
     for name in ("moments", "normalize", "grad_moments", "grad_normalize"):

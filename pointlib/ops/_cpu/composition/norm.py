@@ -53,3 +53,21 @@ def parameter(value: Tensor | None, feats: Tensor, absent: float) -> Tensor:
     if value is None:
         return torch.full((feats.shape[1],), absent, dtype=dtype, device=feats.device)
     return value.detach().to(dtype).contiguous()
+
+
+def fold_batch_norm(
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    earlier_bias: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """A batch norm over known statistics as scale and shift."""
+    scale = torch.rsqrt(var + eps)
+    if weight is not None:
+        scale = scale * weight
+    if earlier_bias is not None:
+        mean = mean - earlier_bias
+    shift = -mean * scale if bias is None else torch.addcmul(bias, mean, scale, value=-1)
+    return scale, shift
