@@ -16,18 +16,18 @@ from pointlib.ops._cpu import engine
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-ELSEWHERE = {Path(__file__).stem, "test_cpu_engine", "test_memory", "test_compile"}
-"""Files about loading, about the C library (which a sanitizer replaces) and about torch.compile."""
+ELSEWHERE = "cpu_paths|cpu_engine|memory|compile|cuda|best_device|timing|tun(e|able|ed)|box"
+"""Files about loading, the C library (which a sanitizer replaces), torch.compile, GPUs, tuning, and code in numba."""
 EVERYTHING = sorted(
     str(path.relative_to(ROOT))
     for path in [*HERE.glob("test_*.py"), *(ROOT / "tests/nn").glob("test_*.py")]
-    if path.stem not in ELSEWHERE
+    if not re.search(ELSEWHERE, path.stem)
 )
 FEATURES = [p for p in EVERYTHING if "/ops/" in p and not re.search("coords|map|dataflow", p)]
 """What the inner loops differ in between the instruction sets; coordinates and maps are one code for all."""
 
-ONCE_IS_ENOUGH = "forked or fewer_threads"
-"""Tests that start processes: no other for another instruction set, and a sanitizer does not survive every fork."""
+ONCE_IS_ENOUGH = "forked or fewer_threads or compiles"
+"""Tests that start processes or compile: no other for another instruction set, and no sanitizer survives them all."""
 
 RUN = """
 import sys, pytest
