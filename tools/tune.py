@@ -64,9 +64,7 @@ def batches(
             print(f"no data set at {folder}: tuning on synthetic scans", flush=True)
             folder, sequences = Path(scratch), ["00"]
             generate_dataset(folder, sequences={"00": count * size}, seed=0, workers=1)
-        scans = SemanticKITTI(
-            folder, sequences, label_map=data["label_map"], unknown_labels=data["unknown_labels"]
-        )
+        scans = SemanticKITTI(folder, sequences, label_map=data["label_map"], with_labels=False)
         voxelize = VoxelizeSegmentation(data["voxel_size"], data["max_voxels"])
         step = max(len(scans) // (count * size), 1)
         rng = np.random.default_rng(0)

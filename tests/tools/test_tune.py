@@ -33,13 +33,11 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType
 @pytest.fixture
 def scans(tmp_path: Path) -> Path:
     folder = tmp_path / "data/sequences/08"
-    for name in ("velodyne", "labels"):
-        (folder / name).mkdir(parents=True)
+    (folder / "velodyne").mkdir(parents=True)  # labels are not needed
     rng = np.random.default_rng(0)
     for frame in ("000000", "000001"):
         points = rng.uniform(-4, 4, (1500, 4)).astype(np.float32)
         points.tofile(folder / f"velodyne/{frame}.bin")
-        np.full(1500, 40, np.uint32).tofile(folder / f"labels/{frame}.label")
     return tmp_path / "data"
 
 
