@@ -26,7 +26,7 @@ FLOORS = [
     {"registry", "geometry", "files"},
     {"ops"},
     {"sites"},
-    {"tensor"},
+    {"tensor", "sensors"},
     {"nn"},
     {"models", "data", "metrics"},
     {"compress", "compat"},
