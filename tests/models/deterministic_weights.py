@@ -16,6 +16,10 @@ import torch
 from torch import nn
 
 
+CONSTANTS = frozenset({"dx", "bx", "frustum"})
+"""Entries that follow from a module's arguments; they are not weights."""
+
+
 class Cloud(NamedTuple):
     """Voxels of a batch: coords (N, 4) int32 `[batch, x, y, z]`, feats (N, 4) float32 x, y, z [m], intensity."""
 
@@ -35,12 +39,12 @@ def _entry(key: str, shape: tuple[int, ...], is_norm: bool) -> np.ndarray:
     seed = zlib.crc32(key.encode("ascii"))
     name = key.rpartition(".")[2]
     spread = 0.1 * math.sqrt(3.0)  # uniform with standard deviation 0.1
-    if name == "running_var" or (name == "weight" and is_norm):
+    if name == "running_var" or (name == "weight" and (is_norm or len(shape) == 1)):
         return _uniform(seed, shape, 0.5, 1.5)
-    if name in ("bias", "running_mean"):
+    if name.endswith("bias") or name in ("running_mean", "relative_position_bias_table"):
         return _uniform(seed, shape, -spread, spread)
-    if name == "weight":  # nn.Linear: (out, in)
-        fan_in = float(shape[1])
+    if name.endswith("weight"):  # nn.Linear: (out, in); nn.Conv2d: (out, in, height, width)
+        fan_in = float(math.prod(shape[1:]))
     elif name == "kernel" and len(shape) == 2:  # 1x1x1: (in, out)
         fan_in = float(shape[0])
     elif name == "kernel" and len(shape) == 3:  # (K, in, out)
@@ -54,15 +58,18 @@ def _entry(key: str, shape: tuple[int, ...], is_norm: bool) -> np.ndarray:
 def fill_state_dict(module: nn.Module) -> dict[str, torch.Tensor]:
     """Overwrite every parameter and buffer of `module` by the rule of this file; returns the state dict.
 
-    Convolutions and linear layers: zero mean, standard deviation sqrt(2 / fan_in). Batch norm: weight and
-    running_var in [0.5, 1.5), bias and running_mean with standard deviation 0.1. `num_batches_tracked` is 0.
-    The value of an entry depends on its name and shape only, not on the class that owns it.
+    Convolutions and linear layers: zero mean, standard deviation sqrt(2 / fan_in). Norms: weight and running_var in
+    [0.5, 1.5), bias and running_mean with standard deviation 0.1. `num_batches_tracked` is 0. Integers and the grid of
+    a view transform (`CONSTANTS`) stay as they are. The value of an entry depends on its name and shape only, not on
+    the class that owns it.
     """
     state = module.state_dict()
     with torch.no_grad():
         for key, tensor in state.items():
             if key.endswith("num_batches_tracked"):
                 tensor.zero_()
+                continue
+            if not tensor.is_floating_point() or key.rpartition(".")[2] in CONSTANTS:
                 continue
             is_norm = f"{key.rpartition('.')[0]}.running_var" in state
             values = _entry(key, tuple(tensor.shape), is_norm).astype(np.float32)
