@@ -1,24 +1,19 @@
 """The training and evaluation pipeline: read a scan, augment it, voxelize it, all repeatable to the bit.
 
-A sample depends on (seed, epoch, index) alone: `numpy.random.default_rng([seed, epoch, index])` is made anew for each
-and hands out every random number. Which worker makes it, what was made before and where a run was resumed
-cannot matter.
+A sample depends on (seed, epoch, index) alone; `pointlib.data.seeded_dataset` sees to that.
 """
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
 import numpy as np
-import torch
-from torch.utils.data import Dataset
 
 from pointlib.data.mix import LaserMix, MixTransform, PolarMix, Transform, apply_transforms
-from pointlib.data.sample import IGNORE_INDEX, BadSampleError, PointCloudSample, VoxelSample
-from pointlib.data.sampler import SampleKey
+from pointlib.data.sample import IGNORE_INDEX, PointCloudSample, VoxelSample
+from pointlib.data.seeded_dataset import SeededDataset
 from pointlib.data.transforms import (
     RandomFlip,
     RandomJitter,
@@ -28,11 +23,6 @@ from pointlib.data.transforms import (
     RandomTranslate,
 )
 from pointlib.data.voxelize import VoxelizeSegmentation
-
-_log = logging.getLogger(__name__)
-
-MAX_REPLACEMENTS = 16
-"""Scans tried in place of a bad one before the pipeline gives up, even with `on_bad_sample="skip"`."""
 
 
 class ScanSource(Protocol):
@@ -45,12 +35,10 @@ class ScanSource(Protocol):
         """Read one scan; raise BadSampleError if it is broken."""
 
 
-class SegmentationDataset(Dataset[VoxelSample]):
+class SegmentationDataset(SeededDataset[VoxelSample]):
     """Scans of a source, augmented and voxelized.
 
-    Indices are `SampleKey(epoch, index)` as `EpochSampler` yields them, or plain integers, which take the epoch of
-    `set_epoch`. Keys carry the epoch into the workers by themselves; the epoch of `set_epoch` lies in shared memory,
-    so that persistent workers see it too, from the next sample they start.
+    Indices are `SampleKey(epoch, index)` as `EpochSampler` yields them, or plain integers; see `SeededDataset`.
 
     Args:
         source: Where scans come from.
@@ -74,74 +62,30 @@ class SegmentationDataset(Dataset[VoxelSample]):
         seed: int = 0,
         on_bad_sample: Literal["raise", "skip"] = "raise",
     ) -> None:
-        if len(source) == 0:
-            raise ValueError("SegmentationDataset: source must hold at least one scan, got none.")
-        if on_bad_sample not in ("raise", "skip"):
-            raise ValueError(
-                f'SegmentationDataset: on_bad_sample must be "raise" or "skip", got {on_bad_sample!r}.'
-            )
-        if seed < 0:
-            raise ValueError(f"SegmentationDataset: seed must be at least 0, got {seed}.")
+        super().__init__(source, seed, on_bad_sample, unit="scan")
         self.source = source
         self.voxelize = voxelize
         self.transforms = tuple(transforms)
-        self.seed = seed
-        self.on_bad_sample = on_bad_sample
-        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
         return len(self.source)
 
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch of plain integer indices, in running workers too."""
-        if epoch < 0:
-            raise ValueError(
-                f"SegmentationDataset.set_epoch: epoch must be at least 0, got {epoch}."
-            )
-        self._epoch.fill_(epoch)
+    def make_sample(self, index: int, epoch: int, rng: np.random.Generator) -> VoxelSample:
+        """Read, augment and voxelize one scan."""
 
-    def __getitem__(self, key: SampleKey | int) -> VoxelSample:
-        """Make one sample.
-
-        Raises:
-            IndexError: If there is no such scan.
-            BadSampleError: If the scan is broken and `on_bad_sample` is "raise", or too many in a row are.
-        """
-        if not isinstance(key, SampleKey):
-            key = SampleKey(int(self._epoch), int(key))
-        if not 0 <= key.index < len(self):
-            raise IndexError(
-                f"SegmentationDataset: index must be 0..{len(self) - 1}, got {key.index}."
-            )
-        sample = self._make_or_replace(key)
-        return sample if key.counted else _without_score(sample)
-
-    def _make_or_replace(self, key: SampleKey) -> VoxelSample:
-        skipped: list[str] = []
-        for attempt in range(min(MAX_REPLACEMENTS + 1, len(self))):
-            index = (key.index + attempt) % len(self)
-            extra = (attempt,) if attempt else ()
-            rng = np.random.default_rng([self.seed, key.epoch, key.index, *extra])
-            try:
-                sample = self._make(index, rng)
-            except BadSampleError as error:
-                if self.on_bad_sample == "raise":
-                    raise
-                skipped.append(str(error))
-                _log.warning("skipped a bad sample: %s", error)
-                continue
-            return VoxelSample(**{**vars(sample), "skipped": tuple(skipped)})
-        raise BadSampleError(
-            f"SegmentationDataset: scans from index {key.index} on must not all be bad, got {len(skipped)} in a "
-            f"row; the first: {skipped[0]} Run `tools/prepare_data.py check` on the data set."
-        )
-
-    def _make(self, index: int, rng: np.random.Generator) -> VoxelSample:
         def draw() -> PointCloudSample:
             return self.source[int(rng.integers(len(self.source)))]
 
         sample = apply_transforms(self.transforms, self.source[index], rng, draw)
         return self.voxelize(sample, rng)
+
+    def without_score(self, sample: VoxelSample) -> VoxelSample:
+        """Return the sample with every label ignored."""
+        changes = {
+            name: None if labels is None else np.full_like(labels, IGNORE_INDEX)
+            for name, labels in (("labels", sample.labels), ("point_labels", sample.point_labels))
+        }
+        return VoxelSample(**{**vars(sample), **changes})
 
 
 def segmentation_transforms(
@@ -181,12 +125,3 @@ def segmentation_transforms(
         (jitter, RandomJitter(jitter, 5 * jitter)),
     ]
     return [transform for amount, transform in candidates if amount > 0]
-
-
-def _without_score(sample: VoxelSample) -> VoxelSample:
-    """Return the sample with every label ignored: it only keeps its process in step."""
-    changes = {
-        name: None if labels is None else np.full_like(labels, IGNORE_INDEX)
-        for name, labels in (("labels", sample.labels), ("point_labels", sample.point_labels))
-    }
-    return VoxelSample(**{**vars(sample), **changes})
