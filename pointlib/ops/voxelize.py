@@ -16,7 +16,7 @@ from torch import Tensor
 from pointlib.ops._cpu import voxelize as cpu
 from pointlib.ops._cuda import voxelize as cuda
 from pointlib.ops._library import LIB
-from pointlib.ops.coords import check_coords, lookup_coords, unique_coords
+from pointlib.ops.coords import UniqueCoords, check_coords, lookup_coords, unique_coords
 from pointlib.ops.kernel_map import ConvSpec, build_kernel_map
 from pointlib.ops.scatter import (
     check_feats,
@@ -98,16 +98,39 @@ def voxelize(
         )
     if reduce not in ("mean", "sum", "max"):
         raise ValueError(f"voxelize: reduce must be 'mean', 'sum' or 'max', got {reduce!r}.")
-    cells, inside = _cells(points, voxel_size, point_cloud_range)
-    unique = unique_coords(cells if inside is None else cells[inside])
-    inverse = unique.inverse
-    if inside is not None:
-        inverse = torch.full_like(inside, -1, dtype=torch.int64).masked_scatter_(inside, inverse)
-    num_voxels = len(unique.coords)
+    coords, inverse, _, _ = occupied_voxels(points, voxel_size, point_cloud_range)
     if reduce == "max":
-        return Voxels(unique.coords, scatter_max(feats, inverse, num_voxels).feats, inverse)
+        return Voxels(coords, scatter_max(feats, inverse, len(coords)).feats, inverse)
     reduction = scatter_mean if reduce == "mean" else scatter_sum
-    return Voxels(unique.coords, reduction(feats, inverse, num_voxels), inverse)
+    return Voxels(coords, reduction(feats, inverse, len(coords)), inverse)
+
+
+@torch.no_grad()
+def occupied_voxels(
+    points: Tensor,
+    voxel_size: float | Sequence[float],
+    point_cloud_range: Sequence[float] | None = None,
+) -> UniqueCoords:
+    """Find the voxels that hold a point; arguments and errors as in `voxelize`.
+
+    Returns:
+        coords (M, 4) int32 in lexicographic order; inverse (N,) int64, voxel of each point, or -1 outside the range;
+        first (M,) and counts (M,) int64, the lowest row and the number of points in each voxel.
+
+    Example:
+        >>> points = torch.tensor([[0, 9.0, 0.0, 0.0], [0, 0.1, 0.0, 0.0], [0, 0.3, 0.0, 0.0]])
+        >>> voxels = occupied_voxels(points, 0.5, (0, 0, 0, 1, 1, 1))
+        >>> voxels.inverse.tolist(), voxels.first.tolist()
+        ([-1, 0, 0], [1])
+    """
+    _check_points(points, "voxelize")
+    cells, inside = _cells(points, voxel_size, point_cloud_range)
+    if inside is None:
+        return unique_coords(cells)
+    rows = inside.nonzero().squeeze(1)
+    unique = unique_coords(cells[rows])
+    inverse = rows.new_full((len(points),), -1).index_copy_(0, rows, unique.inverse)
+    return UniqueCoords(unique.coords, inverse, rows[unique.first], unique.counts)
 
 
 def devoxelize(feats: Tensor, index: Tensor, weights: Tensor | None = None) -> Tensor:
