@@ -2,7 +2,33 @@
 
 from __future__ import annotations
 
+from pointlib.metrics.centre_recall import CentreRecall, CentreRecallScores
 from pointlib.metrics.latency import LatencyMeter, LatencyStats
+from pointlib.metrics.map_segmentation import MapIoU, MapScores
+from pointlib.metrics.nuscenes_detection import (
+    NuScenesDetectionMetric,
+    NuScenesScores,
+    SceneBoxes,
+)
+from pointlib.metrics.nuscenes_submission import NuScenesSubmission, scene_boxes
 from pointlib.metrics.segmentation import ConfusionMatrix, SegmentationScores
 
-__all__ = ["ConfusionMatrix", "LatencyMeter", "LatencyStats", "SegmentationScores"]
+__all__ = [
+    # points
+    "ConfusionMatrix",
+    "SegmentationScores",
+    # boxes
+    "NuScenesDetectionMetric",
+    "NuScenesScores",
+    "SceneBoxes",
+    "scene_boxes",
+    "NuScenesSubmission",
+    "CentreRecall",
+    "CentreRecallScores",
+    # maps
+    "MapIoU",
+    "MapScores",
+    # time
+    "LatencyMeter",
+    "LatencyStats",
+]

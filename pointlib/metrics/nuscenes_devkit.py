@@ -1,0 +1,183 @@
+"""Scores from nuscenes-devkit's own code: detections (NDS, mAP, errors) and LiDAR segmentation (mIoU)."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pointlib.files import write_file
+from pointlib.metrics.nuscenes_detection import DISTANCES, ERRORS, NuScenesScores
+
+_FAR = 1e7
+"""Metres away from everything: a box there is removed by the devkit's own filter."""
+
+
+def load_nuscenes(root: str | os.PathLike[str], version: str) -> Any:
+    """The devkit's tables, without its chatter.
+
+    Args:
+        root: Folder of the dataset.
+        version: Such as "v1.0-trainval".
+
+    Returns:
+        nuscenes.nuscenes.NuScenes.
+
+    Raises:
+        ImportError: If nuscenes-devkit is not installed.
+        FileNotFoundError: If the version is not there; the message lists those that are.
+    """
+    nuscenes = _devkit("nuscenes.nuscenes")
+    folder = Path(root) / version
+    if not folder.is_dir():
+        there = sorted(p.parent.name for p in Path(root).glob("*/scene.json"))
+        raise FileNotFoundError(
+            f"load_nuscenes: version must be one of those in {root} ({', '.join(there) or 'none'}), got {version!r}"
+        )
+    return nuscenes.NuScenes(version=version, dataroot=str(root), verbose=False)
+
+
+def evaluate_detections(
+    nusc: Any,
+    submission: str | os.PathLike[str],
+    split: str,
+    out: str | os.PathLike[str] | None = None,
+) -> NuScenesScores:
+    """Run the devkit's detection evaluation, `detection_cvpr_2019`.
+
+    Args:
+        nusc: Of `load_nuscenes`.
+        submission: File of `NuScenesSubmission.write`; it must hold every sample of the split.
+        split: Such as "val" or "mini_val".
+        out: Folder for the devkit's metrics_summary.json and metrics_details.json; None: not kept.
+
+    Returns:
+        NuScenesScores.
+
+    Raises:
+        ValueError: If the submission has other samples than the split.
+    """
+    config = _devkit("nuscenes.eval.common.config").config_factory("detection_cvpr_2019")
+    evaluation = _devkit("nuscenes.eval.detection.evaluate").DetectionEval
+    with tempfile.TemporaryDirectory() as scratch:
+        path = _with_a_box(nusc, Path(submission), split, Path(scratch))
+        with contextlib.redirect_stdout(io.StringIO()):
+            metrics, details = evaluation(
+                nusc, config, str(path), split, output_dir=scratch, verbose=False
+            ).evaluate()
+    names = tuple(config.class_names)
+    ap = np.array([[metrics.get_label_ap(name, d) for d in DISTANCES] for name in names])
+    errors = np.array([[metrics.get_label_tp(name, e) for e in ERRORS] for name in names])
+    if out is not None:
+        for name, value in (("summary", metrics.serialize()), ("details", details.serialize())):
+            Path(out).mkdir(parents=True, exist_ok=True)
+            write_file(Path(out) / f"metrics_{name}.json", json.dumps(value, indent=2))
+    tp_errors = {name: float(metrics.tp_errors[name]) for name in ERRORS}
+    return NuScenesScores(metrics.nd_score, metrics.mean_ap, tp_errors, ap, errors, names)
+
+
+def _with_a_box(nusc: Any, submission: Path, split: str, scratch: Path) -> Path:
+    """Check the samples; give a submission without any box, at which the devkit fails, one that its filter removes."""
+    scenes = _devkit("nuscenes.utils.splits").create_splits_scenes()
+    if split not in scenes:
+        raise ValueError(
+            f"evaluate_detections: split must be one of {', '.join(scenes)}, got {split!r}"
+        )
+    names = {scene["token"]: scene["name"] for scene in nusc.scene}
+    wanted = {s["token"] for s in nusc.sample if names[s["scene_token"]] in set(scenes[split])}
+    content = json.loads(submission.read_text())
+    given = set(content["results"])
+    if given != wanted or not wanted:
+        raise ValueError(
+            f"evaluate_detections: {submission} must hold the {len(wanted)} samples of {split}, got {len(given)}, of "
+            f"which {len(given - wanted)} are foreign; {len(wanted - given)} are missing"
+        )
+    if any(content["results"].values()):
+        return submission
+    token = next(iter(wanted))
+    content["results"][token] = [
+        {
+            "sample_token": token,
+            "translation": [_FAR, _FAR, 0.0],
+            "size": [1.0, 1.0, 1.0],
+            "rotation": [1.0, 0.0, 0.0, 0.0],
+            "velocity": [0.0, 0.0],
+            "detection_name": "car",
+            "detection_score": 0.0,
+            "attribute_name": "",
+        }
+    ]
+    path = scratch / "submission.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def write_lidarseg(
+    out: str | os.PathLike[str], split: str, token: str, classes: npt.NDArray[np.integer[Any]]
+) -> Path:
+    """Write the prediction of one cloud in the layout of the lidarseg challenge.
+
+    Args:
+        out: Folder of the submission.
+        split: Such as "val".
+        token: Of the LIDAR_TOP sample_data.
+        classes: (N,) 1..16, the challenge's classes.
+
+    Returns:
+        The file, out/lidarseg/<split>/<token>_lidarseg.bin.
+
+    Raises:
+        ValueError: If a class is not one of the 16.
+    """
+    if len(classes) and not (classes.min() >= 1 and classes.max() <= 16):
+        raise ValueError(
+            f"write_lidarseg: classes must be 1..16, got {classes.min()}..{classes.max()}; 0 is not an answer"
+        )
+    path = Path(out) / "lidarseg" / split / f"{token}_lidarseg.bin"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, classes.astype(np.uint8).tobytes())
+    return path
+
+
+def evaluate_lidarseg(
+    nusc: Any, results: str | os.PathLike[str], split: str
+) -> tuple[float, dict[str, float]]:
+    """Run the devkit's lidarseg evaluation.
+
+    Args:
+        nusc: Of `load_nuscenes`, with lidarseg labels.
+        results: Folder that `write_lidarseg` filled, with a file for each cloud of the split.
+        split: Such as "val".
+
+    Returns:
+        mIoU in [0, 1], and the IoU of each of the 16 classes (NaN: neither there nor found).
+    """
+    evaluator = _devkit("nuscenes.eval.lidarseg.evaluate").LidarSegEval
+    meta = {"use_camera": False, "use_lidar": True, "use_radar": False, "use_map": False}
+    folder = Path(results) / split
+    folder.mkdir(parents=True, exist_ok=True)
+    write_file(folder / "submission.json", json.dumps({"meta": {**meta, "use_external": False}}))
+    with contextlib.redirect_stdout(io.StringIO()):
+        scores = evaluator(nusc, str(results), split, verbose=False).evaluate()
+    return float(scores["miou"]), {name: float(v) for name, v in scores["iou_per_class"].items()}
+
+
+def _devkit(module: str) -> Any:
+    """A module of nuscenes-devkit."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.split(".")[0] != "nuscenes":
+            raise
+        raise ImportError(
+            f"nuscenes-devkit must be installed to use {module}; run: pip install 'pointlib[nuscenes]'"
+        ) from error
