@@ -72,4 +72,5 @@ $(INSTALLED): pyproject.toml setup.py $(ENGINE_SOURCES) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet "pip>=23"
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
 	$(BIN)/python -m pip install --editable ".[dev]"
+	$(BIN)/python -m pip install --no-deps "nuscenes-devkit==1.2.0" "descartes==1.1.0"  # they ask for an old numpy
 	@touch $@
