@@ -18,7 +18,11 @@ import yaml
 from pointlib.data.sample import IGNORE_INDEX, BadSampleError
 
 LABEL_MAP_DIR = Path(__file__).parent / "label_maps"
-NAMED_MAPS = {"official": "semantic_kitti.yaml", "spvnas": "semantic_kitti_spvnas.yaml"}
+NAMED_MAPS = {
+    "official": "semantic_kitti.yaml",
+    "spvnas": "semantic_kitti_spvnas.yaml",
+    "pandaset": "pandaset.yaml",
+}
 """Short names that `load_label_map` takes instead of a path."""
 
 _UNKNOWN = -1
@@ -119,8 +123,8 @@ def load_label_map(name_or_path: str | Path = "official") -> LabelMap:
     """Read a label map.
 
     Args:
-        name_or_path: "official" (SemanticKITTI's own), "spvnas" (the looser one of mit-han-lab/spvnas), or the path of
-            a YAML file with the same keys.
+        name_or_path: "official" (SemanticKITTI's own), "spvnas" (the looser one of mit-han-lab/spvnas), "pandaset", or
+            the path of a YAML file with the same keys.
 
     Returns:
         The map.
