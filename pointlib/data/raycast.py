@@ -132,7 +132,7 @@ class Hits:
 
 
 @njit(cache=True, nogil=True)
-def _sample_height(x, y, fine, coarse, origins, spacings):  # type: ignore[no-untyped-def]
+def sample_height(x, y, fine, coarse, origins, spacings):  # type: ignore[no-untyped-def]
     """Bilinear height at (x, y) and whether the point is inside the coarse grid."""
     for level in range(2):
         grid = fine if level == 0 else coarse
@@ -148,12 +148,12 @@ def _sample_height(x, y, fine, coarse, origins, spacings):  # type: ignore[no-un
 
 
 @njit(cache=True, nogil=True)
-def _march(ox, oy, oz, dx, dy, dz, limit, fine, coarse, origins, spacings):  # type: ignore[no-untyped-def]
+def march(ox, oy, oz, dx, dy, dz, limit, fine, coarse, origins, spacings):  # type: ignore[no-untyped-def]
     """Distance along one ray to the height field, `FAR` if it leaves the grid or `limit` first."""
     horizontal = np.sqrt(dx * dx + dy * dy)
     travelled, previous, gap_before = 0.0, 0.0, 1.0
     while travelled < limit:
-        height, inside = _sample_height(
+        height, inside = sample_height(
             ox + travelled * dx, oy + travelled * dy, fine, coarse, origins, spacings
         )
         if not inside:
@@ -195,7 +195,7 @@ def _cast_ground(  # type: ignore[no-untyped-def]
                 + rotation[2, 1] * direction[1]
                 + rotation[2, 2] * direction[2]
             )
-            hit = _march(ox, oy, oz, dx, dy, dz, limit, fine, coarse, origins, spacings)
+            hit = march(ox, oy, oz, dx, dy, dz, limit, fine, coarse, origins, spacings)
             if hit >= limit:
                 continue
             x, y = ox + hit * dx, oy + hit * dy
@@ -208,9 +208,9 @@ def _cast_ground(  # type: ignore[no-untyped-def]
                 iy = int((y - origins[1, 1]) / spacings[1] + 0.5)
             kind = fine_label[ix, iy] if level == 0 else coarse_label[ix, iy]
             reach = 0.15 if level == 0 else 0.5
-            here, _ = _sample_height(x, y, fine, coarse, origins, spacings)
-            ahead, _ = _sample_height(x + reach, y, fine, coarse, origins, spacings)
-            aside, _ = _sample_height(x, y + reach, fine, coarse, origins, spacings)
+            here, _ = sample_height(x, y, fine, coarse, origins, spacings)
+            ahead, _ = sample_height(x + reach, y, fine, coarse, origins, spacings)
+            aside, _ = sample_height(x, y + reach, fine, coarse, origins, spacings)
             nx, ny = (here - ahead) / reach, (here - aside) / reach
             depth[beam, step] = hit
             label[beam, step], instance[beam, step] = kind, 0
@@ -219,7 +219,7 @@ def _cast_ground(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _meet(  # type: ignore[no-untyped-def]
+def meet(  # type: ignore[no-untyped-def]
     kind, ox, oy, oz, dx, dy, dz, size, planes, first, last, density, seed, body, ray
 ):
     """Distance along a ray to a body (`FAR`: a miss), the convex face met (-1: none), cosine of incidence."""
@@ -250,7 +250,7 @@ def _meet(  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _between_pickets(u, v, period, fill, tall):  # type: ignore[no-untyped-def]
+def between_pickets(u, v, period, fill, tall):  # type: ignore[no-untyped-def]
     """Whether a ray passes a picket fence at (u along it, v above its foot): no picket, no rail."""
     rail = 0.12 < v < 0.2 or tall - 0.3 < v < tall - 0.2
     return not rail and u / period - np.floor(u / period) > fill
@@ -289,7 +289,7 @@ def _cast_primitives(  # type: ignore[no-untyped-def]
                 dy = axes[1, 0] * gx + axes[1, 1] * gy + axes[1, 2] * gz
                 dz = axes[2, 0] * gx + axes[2, 1] * gy + axes[2, 2] * gz
                 ray = beam * steps + step
-                at, face, slant = _meet(
+                at, face, slant = meet(
                     kind, ox, oy, oz, dx, dy, dz, size, planes, starts[body], starts[body + 1],
                     densities[body], seed, body, ray,
                 )  # fmt: skip
@@ -306,7 +306,7 @@ def _cast_primitives(  # type: ignore[no-untyped-def]
                     u = (ox + at * dx) if along else (oy + at * dy)
                     v = oz + at * dz + size[2]
                     if pattern[0] == PICKET:
-                        if along and _between_pickets(u, v, pattern[1], pattern[2], 2.0 * size[2]):
+                        if along and between_pickets(u, v, pattern[1], pattern[2], 2.0 * size[2]):
                             continue
                     else:
                         inward = (abs(dy) if along else abs(dx)) + 0.05

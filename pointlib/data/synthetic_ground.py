@@ -64,7 +64,7 @@ class Street:
     def height(self, x: float, y: float) -> float:
         """Ground height [m] at a point."""
         index = int(np.argmin((self.line[:, 0] - x) ** 2 + (self.line[:, 1] - y) ** 2))
-        return float(_ground(x, y, index, *self._arrays())[0])
+        return float(ground_at(x, y, index, *self._arrays())[0])
 
     def height_field(self, x: float, y: float) -> HeightField:
         """The ground around (x, y): 0.1 m lattice within 25 m, 0.4 m lattice within 84 m."""
@@ -159,7 +159,7 @@ def _side_road(x, y, s, d, line, half_width, crossings):  # type: ignore[no-unty
 
 
 @njit(cache=True, nogil=True)
-def _ground(x, y, index, line, half_width, edges, labels, heights, crossings, waves, seed):  # type: ignore[no-untyped-def]
+def ground_at(x, y, index, line, half_width, edges, labels, heights, crossings, waves, seed):  # type: ignore[no-untyped-def]
     """Height, label and nearest centre-line index of a ground point; `index` is where the search starts."""
     here = (x - line[index, 0]) ** 2 + (y - line[index, 1]) ** 2
     for direction in (1, -1):
@@ -216,7 +216,7 @@ def _lattice(  # type: ignore[no-untyped-def]
     for i in range(size):
         index = row_index
         for j in range(size):
-            height[i, j], label[i, j], index = _ground(
+            height[i, j], label[i, j], index = ground_at(
                 x0 + i * spacing, y0 + j * spacing, index, line, half_width, edges, labels, heights,
                 crossings, waves, seed,
             )  # fmt: skip
