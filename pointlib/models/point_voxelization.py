@@ -1,8 +1,8 @@
 """Raw point clouds to the voxels and pillars that detectors read.
 
 Coordinates are floor((xyz - low) / voxel_size) in the float32 of the points, also under autocast: cast to half
-precision, as mit-han-lab/bevfusion does, one point in fifteen moves to another cell of 0.075 m. The published limits (so
-many points a voxel, so many voxels a sample, whichever come first) are options.
+precision, as mit-han-lab/bevfusion does, one point in fifteen moves to another cell of 0.075 m. The published limits
+(so many points a voxel, so many voxels a sample, whichever come first) are options.
 """
 
 from __future__ import annotations
@@ -76,17 +76,18 @@ class PointGrouping(nn.Module):
             )
         self.max_voxels = (limits[0], limits[-1])
 
-    def forward(self, points: Sequence[Tensor]) -> GroupedPoints:
+    def forward(self, points: Sequence[Tensor], batch_size: int | None = None) -> GroupedPoints:
         """Group the points of each sample.
 
         Args:
             points: B of (N_i, C >= 3) float32 or float64 x, y, z [m] and further features; N_i may be 0.
+            batch_size: B, if it is to be checked.
 
         Raises:
             TypeError: If points are of half precision, which cannot hold coordinates.
-            ValueError: If the samples differ in columns or device, or a coordinate is not finite.
+            ValueError: If there are not B clouds, they differ in columns, or a coordinate is not finite.
         """
-        _check_clouds(points)
+        _check_clouds(points, batch_size)
         rows = torch.cat(list(points))
         sizes = torch.tensor([len(cloud) for cloud in points])
         sample = torch.arange(len(points)).repeat_interleave(sizes).to(rows.device)
@@ -128,9 +129,11 @@ class MeanVoxelization(PointGrouping):
     limits it is the dynamic voxelization of Zhou et al., CoRL 2019.
     """
 
-    def forward(self, points: Sequence[Tensor]) -> SparseTensor:  # type: ignore[override]
+    def forward(  # type: ignore[override]
+        self, points: Sequence[Tensor], batch_size: int | None = None
+    ) -> SparseTensor:
         """Clouds, as in PointGrouping, to voxels: (M, C) float32 mean of all columns, spatial_shape of the range."""
-        groups = super().forward(points)
+        groups = super().forward(points, batch_size)
         feats = scatter_mean(groups.points, groups.voxel, len(groups.coords)).float()
         return SparseTensor(feats, groups.coords, 1, groups.spatial_shape, groups.batch_size)
 
@@ -173,9 +176,12 @@ def _grid(voxel_size: tuple[float, ...], bounds: tuple[float, ...]) -> Triple:
     return (round(x), round(y), round(z))
 
 
-def _check_clouds(points: Sequence[Tensor]) -> None:
-    if not len(points):
-        raise ValueError("PointGrouping: points must hold at least one cloud, got none.")
+def _check_clouds(points: Sequence[Tensor], batch_size: int | None) -> None:
+    if not points or len(points) != (batch_size or len(points)):
+        raise ValueError(
+            f"PointGrouping: points must hold one cloud a sample, got {len(points)} for "
+            f"{batch_size or 'at least one'}. Give an empty cloud, (0, C), for a sample without points."
+        )
     for cloud in points:
         if cloud.dtype not in (torch.float32, torch.float64):
             raise TypeError(

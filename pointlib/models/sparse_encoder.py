@@ -26,20 +26,29 @@ class SpconvConv3d(Conv3d):
     A state dict with the layout of spconv 2.x, (C_out, x, y, z, C_in), is recognised by its shape when it is loaded.
 
     Attributes:
-        weight: (x, y, z, C_in, C_out).
+        weight: (x, y, z, C_in, C_out). Its strides are those of the taps' order in `kernel_map.kernel_taps`, so that
+            no copy lies between it and the operator.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        taps = self._parameters.pop("kernel")
-        assert taps is not None
-        shape = (*self.spec.kernel_size, *taps.shape[-2:])
-        self.weight = nn.Parameter(taps.detach().view(shape))
+        kernel = self._parameters.pop("kernel")
+        assert kernel is not None
+        x, y, z = self.spec.kernel_size
+        taps = kernel.detach()
+        if self._x_runs_fastest:
+            taps = taps.reshape(z, y, x, *taps.shape[-2:]).permute(2, 1, 0, 3, 4)
+        self.weight = nn.Parameter(taps.reshape(x, y, z, *taps.shape[-2:]))
 
     @property
     def kernel(self) -> Tensor:  # type: ignore[override]
         """(K, C_in, C_out) view of weight, or (C_in, C_out) for one tap at stride 1."""
-        return self.weight.flatten(0, 3 if self.is_pointwise else 2)
+        taps = self.weight.permute(2, 1, 0, 3, 4) if self._x_runs_fastest else self.weight
+        return taps.flatten(0, 3 if self.is_pointwise else 2)
+
+    @property
+    def _x_runs_fastest(self) -> bool:
+        return self.spec.kernel_volume % 2 == 1
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
         weight, own = state_dict.get(prefix + "weight"), tuple(self.weight.shape)

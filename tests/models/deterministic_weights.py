@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import nn
 
-
 CONSTANTS = frozenset({"dx", "bx", "frustum"})
 """Entries that follow from a module's arguments; they are not weights."""
 
@@ -43,7 +42,9 @@ def _entry(key: str, shape: tuple[int, ...], is_norm: bool) -> np.ndarray:
         return _uniform(seed, shape, 0.5, 1.5)
     if name.endswith("bias") or name in ("running_mean", "relative_position_bias_table"):
         return _uniform(seed, shape, -spread, spread)
-    if name.endswith("weight"):  # nn.Linear: (out, in); nn.Conv2d: (out, in, height, width)
+    if name == "weight" and len(shape) == 5:  # sparse convolution of spconv 1.x: (x, y, z, in, out)
+        fan_in = float(math.prod(shape[:4]))
+    elif name.endswith("weight"):  # nn.Linear: (out, in); nn.Conv2d: (out, in, height, width)
         fan_in = float(math.prod(shape[1:]))
     elif name == "kernel" and len(shape) == 2:  # 1x1x1: (in, out)
         fan_in = float(shape[0])
