@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from jsonargparse import ActionConfigFile
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 
-from pointlib.engine.config_parser import ConfigParser, plain_config, quiet_jsonargparse
+from pointlib.engine.config_parser import (
+    ConfigParser,
+    config_files,
+    plain_config,
+    quiet_jsonargparse,
+)
+from pointlib.engine.multi_sensor_data import MultiSensorData
+from pointlib.engine.multi_sensor_task import MultiSensorTask
 from pointlib.engine.options import (
     CheckpointConfig,
     EarlyStoppingConfig,
     EmaConfig,
     LoggerName,
+    Task,
     TrainerConfig,
 )
 from pointlib.engine.run import build_trainer, fit, quiet_lightning, report_failure
@@ -31,17 +42,19 @@ class TrainCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str] | None = None) -> None:
         """Parses and instantiates; `args` defaults to the command line."""
+        given = list(sys.argv[1:] if args is None else args)
+        self.task = requested_task(given)
         with quiet_jsonargparse():
             super().__init__(
-                SegmentationTask,
-                SegmentationData,
+                _TASKS[self.task]["model"],
+                _TASKS[self.task]["data"],
                 save_config_callback=None,
                 parser_class=ConfigParser,
                 parser_kwargs=_PARSER_KWARGS,
                 auto_configure_optimizers=False,
                 load_from_checkpoint_support=False,
                 run=False,
-                args=list(sys.argv[1:] if args is None else args),
+                args=given,
             )
 
     def add_default_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
@@ -51,7 +64,7 @@ class TrainCLI(LightningCLI):
 
     def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Sections of the config: their keys are the parameters of these classes."""
-        for name, section in _SECTIONS.items():
+        for name, section in {**_SECTIONS, **_TASKS[self.task]}.items():
             parser.add_class_arguments(section, name, sub_configs=False)
         for target in ("data.seed", "model.seed"):
             parser.link_arguments("seed", target)
@@ -89,6 +102,7 @@ _PARSER_KWARGS: dict[str, Any] = {
     "dump_header": [],
 }
 _RUN_KEYS: dict[str, tuple[Any, Any, str]] = {
+    "task": (Task, "segmentation", "What is trained: it decides the keys of model and data."),
     "seed": (int, 0, "Seed of weights, order, augmentation and dropout."),
     "run_dir": (str, "runs/default", "Folder of everything the run writes."),
     "resume": (
@@ -103,9 +117,33 @@ _SECTIONS: dict[str, type] = {
     "checkpoint": CheckpointConfig,
     "ema": EmaConfig,
     "early_stopping": EarlyStoppingConfig,
-    "model": SegmentationTask,
-    "data": SegmentationData,
 }
+_TASKS: dict[str, dict[str, type]] = {
+    "segmentation": {"model": SegmentationTask, "data": SegmentationData},
+    "multi_sensor": {"model": MultiSensorTask, "data": MultiSensorData},
+}
+
+
+def requested_task(args: Sequence[str]) -> str:
+    """What a command line trains, which decides the keys of the sections model and data.
+
+    Raises:
+        ValueError: There is no such task.
+    """
+    task: Any = "segmentation"
+    for path in config_files(args):
+        with contextlib.suppress(OSError, yaml.YAMLError):  # the parser names what is wrong with it
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+            if isinstance(content, dict):
+                task = content.get("task", task)
+    for argument, following in itertools.zip_longest(args, args[1:]):
+        if argument == "--task":
+            task = following
+        elif argument.startswith("--task="):
+            task = argument.removeprefix("--task=")
+    if task not in _TASKS:
+        raise ValueError(f"config: task must be one of {', '.join(_TASKS)}, got {task!r}")
+    return str(task)
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
@@ -124,6 +162,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> dict[str, An
     """
     with quiet_jsonargparse():
         cli = TrainCLI.__new__(TrainCLI)
+        cli.task = requested_task(["--config", str(path), *overrides])
         parser = ConfigParser(**_PARSER_KWARGS, raise_errors=True)
         parser.add_argument("--config", action=ActionConfigFile, help="Path of a config.")
         cli.add_default_arguments_to_parser(parser)

@@ -6,10 +6,11 @@ accepted.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 LoggerName = Literal["tensorboard", "csv", "wandb", "none"]
+Task = Literal["segmentation", "multi_sensor"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class OptimizerConfig:
         momentum: Momentum of sgd.
         nesterov: Nesterov's form of sgd's momentum.
         betas: Decay rates of adamw's moments.
+        lr_multipliers: Factor on the rate of the parameters whose names begin with a prefix, as
+            `{encoders.camera.backbone.: 0.1}`; the longest prefix counts.
+        no_decay: Parameters whose names contain one of these texts have no weight decay, as
+            `[relative_position_bias_table]`.
     """
 
     name: Literal["sgd", "adamw"] = "sgd"
@@ -34,6 +39,8 @@ class OptimizerConfig:
     momentum: float = 0.9
     nesterov: bool = True
     betas: tuple[float, float] = (0.9, 0.999)
+    lr_multipliers: dict[str, float] = field(default_factory=dict)
+    no_decay: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -45,16 +52,21 @@ class ScheduleConfig:
             down) or "constant" (linear warm-up, then flat).
         warmup_steps: Optimizer steps of linear warm-up of cosine and constant; the published recipe counts 1000
             divided by the number of GPUs, and none on one GPU.
-        warmup_fraction: Part of the run in which one_cycle rises.
+        warmup_start: Rate at the first step of a linear warm-up, as a fraction of the peak; null: 1 / warmup_steps.
+        warmup_fraction: Part of the run in which one_cycle rises and a cycled momentum falls.
         start_factor: Rate at the first step of one_cycle, as a fraction of the peak.
         final_factor: Rate at the end of cosine and one_cycle, as a fraction of the peak.
+        momentum_cycle: [high, low]: the momentum (of adamw, its first beta) starts at `high`, is `low` after
+            `warmup_fraction` of the run and `high` again at its end, along half cosines; null: constant.
     """
 
     name: Literal["cosine", "one_cycle", "constant"] = "cosine"
     warmup_steps: int = 0
+    warmup_start: float | None = None
     warmup_fraction: float = 0.3
     start_factor: float = 0.04
     final_factor: float = 0.0
+    momentum_cycle: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -69,7 +81,7 @@ class TrainerConfig:
         num_nodes: Machines.
         precision: "32-true", "16-mixed" (loss scaled) or "bf16-mixed".
         accumulate_grad_batches: Batches per optimizer step. The gradient is that of the mean loss over all their
-            voxels.
+            voxels (multi_sensor: of the mean of their losses).
         gradient_clip_val: Largest norm (or value) of the gradient; null: no clipping.
         gradient_clip_algorithm: "norm" or "value".
         sync_batchnorm: Batch norm over the batches of all processes.

@@ -32,8 +32,8 @@ from pointlib.engine.options import (
     LoggerName,
     TrainerConfig,
 )
-from pointlib.engine.segmentation_data import SegmentationData
-from pointlib.engine.segmentation_task import SegmentationTask
+from pointlib.engine.run_data import RunData
+from pointlib.engine.run_task import RunTask
 from pointlib.engine.sync_batchnorm import ProcessBatchNormSync
 from pointlib.files import write_file
 from pointlib.models.checkpoint import Checkpoint, load_weights, read_checkpoint
@@ -159,8 +159,8 @@ def build_logger(name: LoggerName, run_dir: Path, config: dict[str, Any]) -> Log
 
 def fit(
     trainer: Trainer,
-    task: SegmentationTask,
-    data: SegmentationData,
+    task: RunTask,
+    data: RunData,
     resume: str,
     config: dict[str, Any],
 ) -> None:
@@ -201,21 +201,30 @@ def resume_path(resume: str, run_dir: Path) -> Path | None:
     return Path(resume)
 
 
-def check_resumable(checkpoint: Checkpoint, task: SegmentationTask, config: dict[str, Any]) -> None:
+def check_resumable(checkpoint: Checkpoint, task: RunTask, config: dict[str, Any]) -> None:
     """Refuses a checkpoint of another network, and names the config keys that changed since it was written.
 
     Raises:
-        ValueError: The checkpoint is of another network.
+        ValueError: The checkpoint is of another network or of other classes.
     """
     load_weights(task.network, checkpoint, task.describe())
-    before, now = _flatten(checkpoint.info.config), _flatten(config)
+    for name in ("class_names", "map_classes"):
+        trained, now = getattr(checkpoint.info, name), getattr(task.network, name, None)
+        if now is not None and list(trained) != list(now):
+            raise ValueError(
+                f"check_resumable: the run must keep its {name} ({', '.join(trained)}), got ({', '.join(now)}); "
+                "start a new run with model.init_weights"
+            )
+    before, after = _flatten(checkpoint.info.config), _flatten(config)
     changed = sorted(
         key
-        for key in before.keys() & now.keys()
-        if before[key] != now[key] and key not in ("run_dir", "resume")
+        for key in before.keys() & after.keys()
+        if before[key] != after[key] and key not in ("run_dir", "resume")
     )
     for key in changed:
-        log.warning("config changed since the checkpoint: %s: %s -> %s", key, before[key], now[key])
+        log.warning(
+            "config changed since the checkpoint: %s: %s -> %s", key, before[key], after[key]
+        )
 
 
 @rank_zero_only

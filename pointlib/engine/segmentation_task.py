@@ -5,39 +5,29 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
-import torch.distributed
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from pointlib import __version__
 from pointlib.data.sample import IGNORE_INDEX, SegmentationBatch
-from pointlib.engine.optimization import build_optimizer, build_schedule, scaled_lr
 from pointlib.engine.options import OptimizerConfig, ScheduleConfig
+from pointlib.engine.run_task import RunTask
 from pointlib.engine.segmentation_data import SegmentationData
 from pointlib.metrics import ConfusionMatrix, SegmentationScores
-from pointlib.models import create_model
-from pointlib.models.checkpoint import ENTRY, CheckpointInfo, load_weights, read_checkpoint
+from pointlib.models.checkpoint import CheckpointInfo, load_weights, read_checkpoint
 
 PUBLISHED_OPTIMIZER = OptimizerConfig()
 PUBLISHED_SCHEDULE = ScheduleConfig()
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss is NaN or infinite; training cannot go on."""
-
-
-class SegmentationTask(LightningModule):
+class SegmentationTask(RunTask):
     """Trains a network that maps voxels to class logits.
 
     The loss is the (weighted) cross-entropy averaged over all labelled voxels of one optimizer step: of all scans of a
     batch, of all processes and of all accumulated batches. So two processes, or two accumulated batches, give the
     gradient of one batch of twice the size (up to rounding; statistics of batch norm are shared between processes
-    only, with `trainer.sync_batchnorm`). Random numbers of a step (dropout) come from a generator seeded by (seed,
-    epoch, batch, process), so a resumed run draws the same ones.
+    only, with `trainer.sync_batchnorm`).
     """
 
     def __init__(
@@ -61,15 +51,8 @@ class SegmentationTask(LightningModule):
             init_weights: Checkpoint (or folder of a run) whose weights training starts from; null: random ones.
             seed: Seed of the random numbers drawn during training.
         """
-        super().__init__()
-        self.network_name = network
-        self.network_args = dict(network_args or {})
-        self.network = create_model(network, **self.network_args)
-        self.optimizer_config = optimizer
-        self.schedule_config = schedule
+        super().__init__(network, network_args, optimizer, schedule, seed)
         self.class_weights = dict(class_weights or {})
-        self.seed = seed
-        self.run_config: dict[str, Any] = {}
         self.scores: SegmentationScores | None = None
         self._confusion: ConfusionMatrix | None = None
         self._weight: Tensor | None = None
@@ -78,14 +61,11 @@ class SegmentationTask(LightningModule):
         if init_weights is not None:
             load_weights(self.network, read_checkpoint(init_weights), self.describe())
 
-    def describe(self) -> str:
-        """The network with its arguments, as in a call."""
-        return CheckpointInfo(self.network_name, self.network_args, 0.0, [], []).describe()
-
     @property
     def data(self) -> SegmentationData:
         """The data module of the run."""
-        data: SegmentationData = self.trainer.datamodule  # type: ignore[attr-defined]
+        data = super().data
+        assert isinstance(data, SegmentationData)
         return data
 
     def forward(self, batch: SegmentationBatch) -> Tensor:
@@ -94,34 +74,9 @@ class SegmentationTask(LightningModule):
 
     # -- training ---------------------------------------------------------------------------------------------------
 
-    def configure_optimizers(self) -> OptimizerLRScheduler:
-        """The optimizer, with its schedule stepped after each optimizer step."""
-        data, trainer = self.data, self.trainer
-        scans = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
-        batches = data.num_train_batches()
-        limit = trainer.limit_train_batches
-        used = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        steps = math.ceil(used / trainer.accumulate_grad_batches) * (trainer.max_epochs or 1)
-        optimizer = build_optimizer(self.network.parameters(), self.optimizer_config, scans)
-        schedule = build_schedule(optimizer, self.schedule_config, steps)
-        self.print(
-            f"learning rate {scaled_lr(self.optimizer_config, scans):.6g} for {scans} scans per optimizer step, "
-            f"{steps} steps"
-        )
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": schedule, "interval": "step", "frequency": 1},
-        }
-
-    def on_train_epoch_start(self) -> None:
-        """Tells the sampler the epoch: Lightning does so for samplers only, not for batch samplers."""
-        self.data.set_epoch(self.current_epoch)
-
     def on_train_batch_start(self, batch: SegmentationBatch, batch_idx: int) -> None:
         """Seeds what the step draws, and opens the accumulation window."""
-        key = [self.seed, self.current_epoch, batch_idx, self.global_rank]
-        seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-        torch.manual_seed(seed)
+        super().on_train_batch_start(batch, batch_idx)
         if batch_idx % self.trainer.accumulate_grad_batches == 0:
             self._window_voxels = 0.0
 
@@ -139,9 +94,9 @@ class SegmentationTask(LightningModule):
         )
         labelled = batch.labels[batch.labels != IGNORE_INDEX]
         labelled = weight[labelled].sum()
-        total_loss, voxels = self._sum_over_processes(loss_sum.detach(), labelled)
+        total_loss, voxels = self.sum_over_processes(loss_sum, labelled)
         if not math.isfinite(total_loss):
-            self._raise_non_finite(total_loss, loss_sum, batch, batch_idx)
+            self.raise_non_finite(total_loss, loss_sum, batch.paths, batch_idx)
         voxels = max(voxels, 1.0)
         if self._window_voxels == 0.0:
             self._window_reference = voxels
@@ -186,28 +141,6 @@ class SegmentationTask(LightningModule):
                 if parameter.grad is not None:
                     parameter.grad.mul_(factor)
 
-    @staticmethod
-    def _sum_over_processes(loss_sum: Tensor, count: Tensor) -> tuple[float, float]:
-        totals = torch.stack([loss_sum.double(), count.double()])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(totals)
-        loss, voxels = totals.tolist()
-        return loss, voxels
-
-    def _raise_non_finite(
-        self, total: float, loss_sum: Tensor, batch: SegmentationBatch, batch_idx: int
-    ) -> None:
-        paths: list[str] = [] if torch.isfinite(loss_sum) else list(batch.paths)
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            gathered: list[Any] = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(gathered, paths)
-            paths = [path for part in gathered for path in part]
-        raise NonFiniteLossError(
-            f"training_step: loss must be finite, got {total} at optimizer step {self.global_step} (epoch "
-            f"{self.current_epoch}, batch {batch_idx}) on {', '.join(paths)}. Lower model.optimizer.lr, set "
-            "trainer.gradient_clip_val, or look at these scans. Checkpoints saved before are intact."
-        )
-
     # -- validation -------------------------------------------------------------------------------------------------
 
     def on_validation_epoch_start(self) -> None:
@@ -250,10 +183,10 @@ class SegmentationTask(LightningModule):
 
     # -- checkpoints ------------------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Adds what is needed to rebuild and feed the network."""
+    def checkpoint_info(self) -> CheckpointInfo:
+        """The network, its voxels and its classes."""
         data = self.data
-        info = CheckpointInfo(
+        return CheckpointInfo(
             network=self.network_name,
             network_args=self.network_args,
             voxel_size=float(data.voxel_size),
@@ -262,4 +195,3 @@ class SegmentationTask(LightningModule):
             config=self.run_config,
             version=__version__,
         )
-        checkpoint[ENTRY] = info.as_dict()

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from pointlib.models import bevfusion as bevfusion
+from pointlib.models import centerpoint as centerpoint
 from pointlib.models import minkunet as minkunet
 from pointlib.models import spvcnn as spvcnn
 from pointlib.models._registry import MODELS, register_model

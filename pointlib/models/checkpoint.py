@@ -37,7 +37,9 @@ class CheckpointInfo:
         raw_ids: Raw dataset id that is written for each class.
         config: The resolved config of the run, or {} when it was started without one.
         version: pointlib version that wrote it.
-        task: Kind of prediction.
+        task: Kind of prediction: "segmentation" or "multi_sensor".
+        map_classes: Name of each class of the map it predicts; multi_sensor only.
+        feed: What its inputs are made with, the arguments of the data pipeline; multi_sensor only.
     """
 
     network: str
@@ -48,6 +50,8 @@ class CheckpointInfo:
     config: dict[str, Any] = field(default_factory=dict)
     version: str = ""
     task: str = "segmentation"
+    map_classes: list[str] = field(default_factory=list)
+    feed: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """The entry "pointlib" of a checkpoint."""

@@ -132,8 +132,8 @@ def test_epochs_differ_in_order_and_learning_lowers_the_loss(tmp_path: Path) -> 
 
     from pointlib.engine import cli
 
-    original = cli._SECTIONS["model"]
-    cli._SECTIONS["model"] = Watched
+    original = cli._TASKS["segmentation"]["model"]
+    cli._TASKS["segmentation"]["model"] = Watched
     try:
         status, _ = run(
             tmp_path,
@@ -143,7 +143,7 @@ def test_epochs_differ_in_order_and_learning_lowers_the_loss(tmp_path: Path) -> 
             trainer={"max_epochs": 6},
         )
     finally:
-        cli._SECTIONS["model"] = original
+        cli._TASKS["segmentation"]["model"] = original
     assert status == 0
     epochs = [seen[i : i + 4] for i in range(0, len(seen), 4)]
     assert len({str(e) for e in epochs}) == len(epochs) == 6
