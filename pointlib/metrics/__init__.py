@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pointlib.metrics.centre_recall import CentreRecall, CentreRecallScores
+from pointlib.metrics.kitti_ap import KittiScores, kitti_ap
 from pointlib.metrics.latency import LatencyMeter, LatencyStats
 from pointlib.metrics.map_segmentation import MapIoU, MapScores
 from pointlib.metrics.nuscenes_detection import (
@@ -25,6 +26,8 @@ __all__ = [
     "NuScenesSubmission",
     "CentreRecall",
     "CentreRecallScores",
+    "kitti_ap",
+    "KittiScores",
     # maps
     "MapIoU",
     "MapScores",
