@@ -21,6 +21,9 @@ from pointlib.models.checkpoint import ENTRY, NETWORK_PREFIX, find_checkpoint
 
 log = logging.getLogger(__name__)
 _WRAPPERS = ("state_dict", "model", "model_state")
+_COUNTERS = ("num_batches_tracked", "relative_position_index")
+_SHOWN = 5
+"""How many differences an error names."""
 
 
 @dataclass(frozen=True)
@@ -105,7 +108,7 @@ def transfer_weights(network: nn.Module, source: WeightSource) -> list[str]:
             f"{source.take!r} of which none is in it, such as {next(iter(weights), None)!r}; the network's are such "
             f"as {next(iter(expected))!r}: give `take` and `into`"
         )
-    differing = [key for key in shared if shared[key].shape != expected[key].shape]
+    differing = [key for key in shared if not _fits(shared[key], expected[key])]
     if differing:
         key = differing[0]
         raise ValueError(
@@ -135,18 +138,36 @@ def load_published(network: nn.Module, path: str | os.PathLike[str]) -> None:
         path: The file.
 
     Raises:
-        ValueError: An entry is missing or of another shape; the message names the first.
+        FileNotFoundError: There is no such file.
+        ValueError: The file cannot be read, or its entries are not the network's; the message names those that differ
+            and the network is as it was. Counters that evaluation does not read may be missing.
     """
-    set_names = set(transfer_weights(network, WeightSource(str(path))))
-    counters = ("num_batches_tracked", "relative_position_index")
-    missing = [
-        key for key in network.state_dict() if key not in set_names and not key.endswith(counters)
+    weights, expected = read_weights(path), network.state_dict()
+    differences = [
+        f"{key}: {tuple(weights[key].shape)} in the file, {tuple(own.shape)} in the network"
+        for key, own in expected.items()
+        if key in weights and not _fits(weights[key], own)
     ]
-    if missing:
+    differences += [
+        f"{key}: missing in the file"
+        for key in expected
+        if key not in weights and not key.endswith(_COUNTERS)
+    ]
+    differences += [f"{key}: not in the network" for key in weights if key not in expected]
+    if differences:
+        shown = "\n  ".join(differences[:_SHOWN])
         raise ValueError(
-            f"load_published: {path} must have every weight of the network, got none for {len(missing)} entries, such "
-            f"as {missing[0]}; give the config that the checkpoint was trained with"
+            f"load_published: {path} must be a checkpoint of this {type(network).__name__}, got one with "
+            f"{len(differences)} differences, the first:\n  {shown}\nBuild the network with the sizes that the "
+            "checkpoint was trained with, or take the parts that fit with `transfer_weights`."
         )
+    network.load_state_dict(weights, strict=False)
+
+
+def _fits(value: Tensor, own: Tensor) -> bool:
+    """Whether a weight has the shape of the network's, or is a sparse kernel in the layout of spconv 2.x."""
+    shape = tuple(own.shape)
+    return tuple(value.shape) in (shape, (shape[-1:] + shape[:-1]) if own.dim() == 5 else shape)
 
 
 def _check_class_names(network: nn.Module, entry: Any, path: str) -> None:
