@@ -257,6 +257,25 @@ def between_pickets(u, v, period, fill, tall):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
+def meet_pattern(pattern, at, face, ox, oy, oz, dx, dy, dz, size, planes, seed, body, ray):  # type: ignore[no-untyped-def]
+    """Where a ray that met a patterned surface at `at` ends: `FAR` if it passes, deeper in a window; and on glass?"""
+    if pattern[0] == POROUS:
+        return (FAR if uniform(seed, body + 104729, ray) > pattern[2] else at), False
+    if abs(planes[face, 2]) >= 0.5:
+        return at, False
+    along = abs(planes[face, 1]) > abs(planes[face, 0])
+    u = (ox + at * dx) if along else (oy + at * dy)
+    v = oz + at * dz + size[2]
+    if pattern[0] == PICKET:
+        passes = along and between_pickets(u, v, pattern[1], pattern[2], 2.0 * size[2])
+        return (FAR if passes else at), False
+    inward = (abs(dy) if along else abs(dx)) + 0.05
+    run = (dx if along else dy) / inward
+    deep, glass = facade(u, v, run, pattern[1], pattern[2], pattern[3], pattern[4])
+    return at + deep / inward, glass
+
+
+@njit(cache=True, nogil=True)
 def _cast_primitives(  # type: ignore[no-untyped-def]
     directions, elevations, offsets, seed, limit, order, kinds, centres, axes_of, sizes, densities, patterns, labels,
     instances, materials, starts, planes, depth, label, instance, material, cosine,
@@ -298,27 +317,14 @@ def _cast_primitives(  # type: ignore[no-untyped-def]
                 stuff = materials[body]
                 if face >= 0 and planes[face, 4] >= 0.0:
                     stuff = int(planes[face, 4])
-                if pattern[0] == POROUS:
-                    if uniform(seed, body + 104729, ray) > pattern[2]:
+                if pattern[0] != PLAIN:
+                    at, glass = meet_pattern(
+                        pattern, at, face, ox, oy, oz, dx, dy, dz, size, planes, seed, body, ray
+                    )
+                    if at >= closest:
                         continue
-                elif pattern[0] != PLAIN and abs(planes[face, 2]) < 0.5:
-                    along = abs(planes[face, 1]) > abs(planes[face, 0])
-                    u = (ox + at * dx) if along else (oy + at * dy)
-                    v = oz + at * dz + size[2]
-                    if pattern[0] == PICKET:
-                        if along and between_pickets(u, v, pattern[1], pattern[2], 2.0 * size[2]):
-                            continue
-                    else:
-                        inward = (abs(dy) if along else abs(dx)) + 0.05
-                        run = (dx if along else dy) / inward
-                        deep, glass = facade(
-                            u, v, run, pattern[1], pattern[2], pattern[3], pattern[4]
-                        )
-                        at += deep / inward
-                        if at >= closest:
-                            continue
-                        if glass:
-                            stuff = GLASS_MATERIAL
+                    if glass:
+                        stuff = GLASS_MATERIAL
                 depth[beam, step] = at
                 label[beam, step] = labels[body]
                 instance[beam, step] = instances[body]

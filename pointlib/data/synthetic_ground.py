@@ -116,7 +116,7 @@ def relief(rng: np.random.Generator) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _value_noise(x, y, scale, seed):  # type: ignore[no-untyped-def]
+def value_noise(x, y, scale, seed):  # type: ignore[no-untyped-def]
     """Smooth noise in [-1, 1] with features of `scale` metres."""
     u, v = x / scale, y / scale
     i, j = int(np.floor(u)), int(np.floor(v))
@@ -176,12 +176,12 @@ def ground_at(x, y, index, line, half_width, edges, labels, heights, crossings, 
         base += waves[wave, 0] * np.sin(waves[wave, 1] * x + waves[wave, 2] * y + waves[wave, 3])
     lateral = abs(d)
     if lateral <= half_width:
-        base += -0.018 * lateral + 0.004 * _value_noise(x, y, 0.8, seed)
+        base += -0.018 * lateral + 0.004 * value_noise(x, y, 0.8, seed)
         return base, _on_carriageway(s, d, half_width, crossings), index
     edge_height = -0.018 * half_width
     beside = _side_road(x, y, s, d, line, half_width, crossings)
     if beside == ROAD:
-        return base + edge_height + 0.004 * _value_noise(x, y, 0.8, seed), ROAD, index
+        return base + edge_height + 0.004 * value_noise(x, y, 0.8, seed), ROAD, index
     if beside == SIDEWALK:
         return base + edge_height + 0.12, SIDEWALK, index
     lot = min(max(int(np.floor((s + LEAD) / LOT)), 0), len(edges) - 1)
@@ -193,15 +193,15 @@ def ground_at(x, y, index, line, half_width, edges, labels, heights, crossings, 
     label, height = labels[lot, side, strip], edge_height + heights[lot, side, strip]
     if label == TERRAIN:
         ramp = min(1.0, (lateral - inner) / 2.5)
-        height += 0.03 * _value_noise(x, y, 0.22, seed) + 0.03 * _value_noise(
+        height += 0.03 * value_noise(x, y, 0.22, seed) + 0.03 * value_noise(
             x, y, 0.7, seed + np.uint64(1)
         )
-        height += ramp * 0.16 * _value_noise(x, y, 5.0, seed + np.uint64(2))
-        slope = 0.16 * _value_noise(s, 50.0 * side, 60.0, seed + np.uint64(3)) + 0.03
+        height += ramp * 0.16 * value_noise(x, y, 5.0, seed + np.uint64(2))
+        slope = 0.16 * value_noise(s, 50.0 * side, 60.0, seed + np.uint64(3)) + 0.03
         height += slope * min(max(0.0, lateral - 12.0), 30.0)
     else:
-        height += 0.006 * _value_noise(x, y, 0.6, seed)
-        slope = 0.16 * _value_noise(s, 50.0 * side, 60.0, seed + np.uint64(3)) + 0.03
+        height += 0.006 * value_noise(x, y, 0.6, seed)
+        slope = 0.16 * value_noise(s, 50.0 * side, 60.0, seed + np.uint64(3)) + 0.03
         height += slope * min(max(0.0, lateral - 12.0), 30.0)
     return base + height, label, index
 

@@ -13,7 +13,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from pointlib.data.camera_render import Camera
+from pointlib.data.camera_shading import draw_weather
 from pointlib.data.raycast import HeightField
+from pointlib.data.synthetic_nuscenes_camera import Picture, take_picture
 from pointlib.data.synthetic_nuscenes_layout import ScenePlace
 from pointlib.data.synthetic_nuscenes_rig import CAMERAS, MOUNTS, Hdl32, Sweep
 from pointlib.data.synthetic_nuscenes_scene import NuScenesScene, ThingBox
@@ -128,6 +131,7 @@ class FrameMaker:
         self.root, self.files, self.scene = root, files, files.scene
         settings = files.settings
         self.lidar = Hdl32(settings.beams, settings.azimuth_steps)
+        self.weather = draw_weather(np.random.default_rng([*files.place.seed, 46]))
 
     def make(self, frame: int) -> None:
         """Write everything of one key frame; the note last, so that an interrupted frame is never complete."""
@@ -136,37 +140,56 @@ class FrameMaker:
         pose = self.scene.ego_pose(key_time)
         ground = self.scene.street.height_field(pose[0, 3], pose[1, 3])
         boxes = self.scene.boxes(key_time, station)
+        instances = np.unique([box.instance for box in boxes])
+        shown = np.zeros((2, len(instances)), np.int64)
         counts = np.zeros(len(boxes), np.int64)
         for number, file in enumerate(self.files.of_frame(frame)):
-            if file.channel == "LIDAR_TOP":
-                sweep = self._sweep(file, station, ground, frame * 64 + number)
-                write_file(self.root / file.filename, sweep.points.astype("<f4").tobytes())
-                if file.key:
-                    self._write_labels(file, sweep)
-                    counts = points_in_boxes(
-                        sweep.points, pose @ MOUNTS["LIDAR_TOP"].sensor2ego, boxes
-                    )
-            else:
-                self._write_image(file, station, ground)
+            seed = self._seed(frame * 64 + number)
+            if file.channel in CAMERAS:
+                picture = self._picture(file, station, ground, instances, seed)
+                shown += (picture.visible, picture.alone)
+                write_file(self.root / file.filename, _as_jpeg(picture.image))
+                continue
+            sweep = self._sweep(file, station, ground, seed)
+            write_file(self.root / file.filename, sweep.points.astype("<f4").tobytes())
+            if file.key:
+                self._write_labels(file, sweep)
+                lidar2world = pose @ MOUNTS["LIDAR_TOP"].sensor2ego
+                counts = points_in_boxes(sweep.points, lidar2world, boxes)
+        shares = dict(
+            zip(instances.tolist(), (shown[0] / np.maximum(shown[1], 1)).tolist(), strict=True)
+        )
         things = [
-            {
-                "instance": box.instance,
-                "category": box.category,
-                "attribute": box.attribute,
-                "centre": box.centre.tolist(),
-                "size": box.size.tolist(),
-                "yaw": box.yaw,
-                "points": int(count),
-                "visibility": 1.0,
-                "seen": bool(count > 0),
-            }
+            _thing(box, int(count), min(shares[box.instance], 1.0))
             for box, count in zip(boxes, counts, strict=True)
         ]
         write_file(self.root / self.files.note_of(self.files.place.name, frame), json.dumps(things))
 
-    def _sweep(self, file: SensorFile, station: float, ground: HeightField, number: int) -> Sweep:
+    def _seed(self, number: int) -> int:
+        return int(np.random.default_rng([*self.files.place.seed, 9, number]).integers(1 << 60))
+
+    def _picture(
+        self,
+        file: SensorFile,
+        station: float,
+        ground: HeightField,
+        instances: np.ndarray,
+        seed: int,
+    ) -> Picture:
+        mount, time = MOUNTS[file.channel], self.files.seconds(file.timestamp_us)
+        camera = Camera(
+            mount.camera_matrix(file.width, file.height),
+            self.scene.ego_pose(time) @ mount.sensor2ego,
+            file.width,
+            file.height,
+        )
+        painted, boxes = self.scene.painted(time, station), self.scene.boxes(time, station)
+        return take_picture(
+            camera, painted, ground, self.scene.street, boxes, instances, self.weather, seed
+        )
+
+    def _sweep(self, file: SensorFile, station: float, ground: HeightField, seed: int) -> Sweep:
         time = self.files.seconds(file.timestamp_us)
-        seed = int(np.random.default_rng([*self.files.place.seed, 9, number]).integers(1 << 60))
         lidar2world = self.scene.ego_pose(time) @ MOUNTS["LIDAR_TOP"].sensor2ego
         bodies = self.scene.painted(time, station).bodies
         return self.lidar.sweep(ground, ground_materials(), bodies, lidar2world, seed)
@@ -197,12 +220,25 @@ class FrameMaker:
         np.savez_compressed(packed, data=panoptic.astype(np.uint16))
         write_file(self.root / f"panoptic/{version}/{own}_panoptic.npz", packed.getvalue())
 
-    def _write_image(self, file: SensorFile, station: float, ground: HeightField) -> None:
-        pixels = np.full((file.height, file.width, 3), 90, np.uint8)
-        pixels[: file.height // 2] = (170, 200, 235)
-        packed = io.BytesIO()
-        Image.fromarray(pixels).save(packed, "JPEG", quality=92)
-        write_file(self.root / file.filename, packed.getvalue())
+
+def _thing(box: ThingBox, points: int, visibility: float) -> dict[str, Any]:
+    return {
+        "instance": box.instance,
+        "category": box.category,
+        "attribute": box.attribute,
+        "centre": box.centre.tolist(),
+        "size": box.size.tolist(),
+        "yaw": box.yaw,
+        "points": points,
+        "visibility": visibility,
+        "seen": points > 0 or visibility >= 0.4,
+    }
+
+
+def _as_jpeg(image: np.ndarray) -> bytes:
+    packed = io.BytesIO()
+    Image.fromarray(image).save(packed, "JPEG", quality=92)
+    return packed.getvalue()
 
 
 def points_in_boxes(

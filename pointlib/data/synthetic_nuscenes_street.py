@@ -91,6 +91,10 @@ class NuScenesStreet:
         """Surface ids (shape) int32 on a lattice that begins at (x, y), indexed [x, y]."""
         return _surface_lattice(x, y, spacing, shape[0], shape[1], *self.arrays())
 
+    def surface_of(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """Surface ids (N,) int32 of points x, y (N,) [m]; neighbours in the array should be neighbours on the map."""
+        return _surface_points(x, y, *self.arrays())
+
     def arrays(self) -> tuple:
         """What `surface_at` is given after x, y and the index its search starts from."""
         street = self.street
@@ -243,4 +247,24 @@ def _surface_lattice(  # type: ignore[no-untyped-def]
             )  # fmt: skip
             if j == 0:
                 start = index
+    return label
+
+
+@njit(cache=True, nogil=True)
+def _surface_points(  # type: ignore[no-untyped-def]
+    x, y, line, half_width, edges, labels, heights, crossings, waves, seed, lane_width, lanes
+):
+    label = np.zeros(len(x), np.int32)
+    index = 0
+    for i in range(len(x)):
+        if i == 0 or (x[i] - x[i - 1]) ** 2 + (y[i] - y[i - 1]) ** 2 > 1.0:
+            best = 1e18
+            for k in range(len(line)):
+                gap = (line[k, 0] - x[i]) ** 2 + (line[k, 1] - y[i]) ** 2
+                if gap < best:
+                    index, best = k, gap
+        _, label[i], index = surface_at(
+            x[i], y[i], index, line, half_width, edges, labels, heights, crossings, waves, seed,
+            lane_width, lanes,
+        )  # fmt: skip
     return label
