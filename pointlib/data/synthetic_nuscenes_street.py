@@ -45,7 +45,7 @@ SIDE_ZEBRA = (0.6, 3.4)
 SIDE_STOP_LINE = (4.2, 5.2)
 """The same on a side road, from the edge of the street [m]."""
 
-SIDE_LENGTH = 62.0
+SIDE_LENGTH = 85.0
 """A side road is mapped this far from the centre line [m]."""
 
 BAY, LANE_BAY = 2.7, 6.0
@@ -179,7 +179,7 @@ def _paint_on_side_road(x, y, d, line, half_width, crossings):  # type: ignore[n
         heading = line[index, 2]
         along = (x - line[index, 0]) * np.cos(heading) + (y - line[index, 1]) * np.sin(heading)
         across = -(x - line[index, 0]) * np.sin(heading) + (y - line[index, 1]) * np.cos(heading)
-        if abs(along) >= crossings[k, 1] or abs(across) > SIDE_LENGTH + 40.0:
+        if abs(along) >= crossings[k, 1]:
             continue
         gap = abs(across) - half_width
         if SIDE_ZEBRA[0] <= gap < SIDE_ZEBRA[1]:
