@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -46,6 +47,25 @@ def write_file(path: str | os.PathLike[str], content: bytes | memoryview | str) 
             temporary.unlink()
         raise
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def locked(lock: str | os.PathLike[str]) -> Iterator[None]:
+    """Let one process of this machine at a time into the block.
+
+    Args:
+        lock: A file that stands for what is protected; it is made, and stays. Where the system has no POSIX locks,
+            nobody waits: what is written with `write_file` is whole even then.
+    """
+    Path(lock).parent.mkdir(parents=True, exist_ok=True)
+    with open(lock, "a") as file:
+        try:
+            import fcntl
+        except ImportError:
+            yield
+            return
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _sync_folder(folder: Path) -> None:

@@ -1,8 +1,10 @@
-"""Prepare training data: check a SemanticKITTI tree, make synthetic scenes, convert range-image scans.
+"""Prepare training data: check a data set and index it, make synthetic scenes, convert range-image scans.
 
 python tools/prepare_data.py check --root DIR
 python tools/prepare_data.py synthetic --root DIR --sequences 00:40 08:10
 python tools/prepare_data.py range-scans --source DIR --root DIR --held-out 000012 000013
+python tools/prepare_data.py nuscenes --root DIR --version v1.0-trainval
+python tools/prepare_data.py paste-database --root DIR --folder DIR/paste_database
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
     try:
         code: int = args.run(args)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         print(f"prepare_data.py {args.command}: {error}", file=sys.stderr)
         return 2
     return code
@@ -84,6 +86,57 @@ def _parser() -> argparse.ArgumentParser:
         "--labelled-tree", help="SemanticKITTI tree whose labelled scans of sequence 00 are added"
     )
     convert.set_defaults(run=_range_scans)
+
+    nuscenes = commands.add_parser(
+        "nuscenes", help="index nuScenes and look for its files; exit code 1 if some are missing"
+    )
+    nuscenes.add_argument("--root", required=True, help="folder of samples/, sweeps/ and version")
+    nuscenes.add_argument(
+        "--version", default="v1.0-trainval", help="of the tables (default: v1.0-trainval)"
+    )
+    nuscenes.add_argument(
+        "--index-folder", help="where the index is kept (default: pointlib_index in the root)"
+    )
+    nuscenes.add_argument(
+        "--check-files", action="store_true", help="read every file too: this takes hours"
+    )
+    nuscenes.add_argument(
+        "--ignore",
+        nargs="+",
+        default=[],
+        choices=("sweeps", "cameras", "labels"),
+        help="files that you did not download on purpose",
+    )
+    nuscenes.add_argument("--workers", type=int, default=2, help="processes to read with")
+    nuscenes.set_defaults(run=_nuscenes)
+
+    paste = commands.add_parser(
+        "paste-database", help="cut out the objects of training samples, for ground-truth paste"
+    )
+    paste.add_argument("--dataset", default="nuscenes", choices=("nuscenes", "pandaset"))
+    paste.add_argument("--root", required=True, help="folder of the data set")
+    paste.add_argument("--folder", required=True, help="to write the database to")
+    paste.add_argument(
+        "--version", default="v1.0-trainval", help="of nuScenes (default: v1.0-trainval)"
+    )
+    paste.add_argument(
+        "--split", default="train", help="samples to cut objects from (default: train)"
+    )
+    paste.add_argument(
+        "--sequences", nargs="+", metavar="NNN", help="of PandaSet, in place of a split"
+    )
+    paste.add_argument(
+        "--num-sweeps", type=int, default=10, help="clouds a sample, as in training (default: 10)"
+    )
+    paste.add_argument(
+        "--min-points", type=int, default=5, help="of an object over all sweeps (default: 5)"
+    )
+    paste.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    paste.add_argument(
+        "--skip-bad-samples", action="store_true", help="go on without samples that are broken"
+    )
+    paste.add_argument("--overwrite", action="store_true", help="replace another database")
+    paste.set_defaults(run=_paste_database)
     return parser
 
 
@@ -127,6 +180,49 @@ def _range_scans(args: argparse.Namespace) -> int:
     for sequence, sources in written.items():
         for number, source in enumerate(sources):
             print(f"{sequence}/{number:06d}  {source}")
+    return 0
+
+
+def _nuscenes(args: argparse.Namespace) -> int:
+    from pointlib.data.nuscenes_check import check_files, format_files, format_summary
+    from pointlib.data.nuscenes_index import load_index
+
+    index = load_index(args.root, args.version, args.index_folder)
+    reports = check_files(args.root, index, args.check_files, args.ignore, args.workers)
+    print(format_summary(index, args.root))
+    print(format_files(reports))
+    return int(any(report.missing or report.broken for report in reports))
+
+
+def _paste_database(args: argparse.Namespace) -> int:
+    from pointlib.data.multi_sensor import MultiSensorSource
+    from pointlib.data.paste_database import build_paste_database
+
+    source: MultiSensorSource
+    origin = {"dataset": args.dataset, "split": args.split, "num_sweeps": args.num_sweeps}
+    if args.dataset == "pandaset":
+        from pointlib.data.pandaset import PandaSet
+
+        split = args.sequences or args.split
+        origin["split"] = " ".join(args.sequences or [args.split])
+        source = PandaSet(args.root, split, sweeps=args.num_sweeps, cameras=False)
+    else:
+        from pointlib.data.nuscenes import NuScenes
+
+        origin["version"] = args.version
+        source = NuScenes(
+            args.root, args.version, args.split, num_sweeps=args.num_sweeps, cameras=False
+        )
+    database = build_paste_database(
+        source,
+        args.folder,
+        min_points=args.min_points,
+        origin=origin,
+        workers=args.workers,
+        on_bad_sample="skip" if args.skip_bad_samples else "raise",
+        overwrite=args.overwrite,
+    )
+    print(database.summary())
     return 0
 
 

@@ -10,6 +10,11 @@ from pointlib.data.kitti_calibration import (
 )
 from pointlib.data.label_map import LabelMap, load_label_map
 from pointlib.data.mix import LaserMix, MixTransform, PolarMix, RandomChoice, Transform
+from pointlib.data.nuscenes import NuScenes
+from pointlib.data.nuscenes_index import DETECTION_CLASSES
+from pointlib.data.nuscenes_info import NuScenesInfo
+from pointlib.data.nuscenes_lidarseg import NuScenesLidarSeg
+from pointlib.data.nuscenes_map import MAP_CLASSES, MapGrid, rasterize_map
 from pointlib.data.point_cloud_io import read_points, write_points
 from pointlib.data.sample import (
     IGNORE_INDEX,
@@ -40,6 +45,13 @@ from pointlib.data.voxelize import VoxelizeSegmentation
 __all__ = [
     # data sets and batches
     "SemanticKITTI",
+    "NuScenes",
+    "NuScenesInfo",
+    "NuScenesLidarSeg",
+    "DETECTION_CLASSES",
+    "MAP_CLASSES",
+    "MapGrid",
+    "rasterize_map",
     "ScanSource",
     "SegmentationDataset",
     "EpochSampler",

@@ -22,6 +22,7 @@ NAMED_MAPS = {
     "official": "semantic_kitti.yaml",
     "spvnas": "semantic_kitti_spvnas.yaml",
     "pandaset": "pandaset.yaml",
+    "nuscenes_lidarseg": "nuscenes_lidarseg.yaml",
 }
 """Short names that `load_label_map` takes instead of a path."""
 
@@ -123,8 +124,8 @@ def load_label_map(name_or_path: str | Path = "official") -> LabelMap:
     """Read a label map.
 
     Args:
-        name_or_path: "official" (SemanticKITTI's own), "spvnas" (the looser one of mit-han-lab/spvnas), "pandaset", or
-            the path of a YAML file with the same keys.
+        name_or_path: "official" (SemanticKITTI's own), "spvnas" (the looser one of mit-han-lab/spvnas), "pandaset",
+            "nuscenes_lidarseg" (the 16 classes of its challenge), or the path of a YAML file with the same keys.
 
     Returns:
         The map.

@@ -5,16 +5,15 @@ POINTLIB_CACHE names another folder; POINTLIB_TUNED=0 ignores the file, so that 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import json
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pointlib.files import cache_folder, write_file
+from pointlib.files import cache_folder, locked, write_file
 
 Choices = dict[str, dict[str, Any]]
 """Key of a workload -> fields of its dataflow."""
@@ -61,21 +60,8 @@ def add(choices: Mapping[str, Mapping[str, Any]]) -> Path:
         OSError: It cannot be written; what it held before is intact.
     """
     file = path()
-    with _locked(file.with_suffix(".lock")):
+    with locked(file.with_suffix(".lock")):
         merged = {**read(file), **{key: dict(value) for key, value in choices.items()}}
         write_file(file, json.dumps(merged, indent=1, sort_keys=True) + "\n")
     load.cache_clear()
     return file
-
-
-@contextlib.contextmanager
-def _locked(lock: Path) -> Iterator[None]:
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with open(lock, "a") as file:
-        try:
-            import fcntl
-        except ImportError:  # not a POSIX system: the rename still leaves a whole file
-            yield
-            return
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield

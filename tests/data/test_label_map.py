@@ -126,7 +126,7 @@ def test_broken_maps_name_the_key(tmp_path: Path, change: dict[str, object], mes
 
 
 def test_missing_maps_and_wrong_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"\['official', .*\] or a YAML file, got 'oficial'"):
+    with pytest.raises(ValueError, match=r"\[.*'official', .*\] or a YAML file, got 'oficial'"):
         load_label_map("oficial")
     path = tmp_path / "own.yaml"
     path.write_text("- 1\n")
