@@ -33,6 +33,13 @@ def _uniform(seed: int, shape: tuple[int, ...], low: float = 0.0, high: float = 
     return (low + (high - low) * unit).reshape(shape)
 
 
+def uniform_input(
+    seed: int, shape: tuple[int, ...], low: float = -1.0, high: float = 1.0
+) -> torch.Tensor:
+    """Float32 numbers in [low, high) for a network to read."""
+    return torch.from_numpy(_uniform(seed, shape, low, high).astype(np.float32))
+
+
 def _entry(key: str, shape: tuple[int, ...], is_norm: bool) -> np.ndarray:
     """Value of one state-dict entry; the seed is the CRC-32 of its name."""
     seed = zlib.crc32(key.encode("ascii"))
