@@ -103,6 +103,7 @@ class BEVSegmentationHead(nn.Module):
             )
         self.in_channels = in_channels
         self.classes = tuple(classes)
+        self.output_scope = tuple(tuple(axis) for axis in output_scope)
         self.output_scope = tuple((low, high, step) for low, high, step in output_scope)
         self.loss_type = loss_type
         self.transform = BEVGridTransform(input_scope, output_scope, prescale_factor)
