@@ -3,6 +3,7 @@
 python tools/prepare_data.py check --root DIR
 python tools/prepare_data.py synthetic --root DIR --sequences 00:40 08:10
 python tools/prepare_data.py range-scans --source DIR --root DIR --held-out 000012 000013
+python tools/prepare_data.py synthetic-nuscenes --root DIR --version v1.0-mini --scenes 4
 python tools/prepare_data.py nuscenes --root DIR --version v1.0-trainval
 python tools/prepare_data.py paste-database --root DIR --folder DIR/paste_database
 """
@@ -75,6 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "--overwrite", action="store_true", help="replace scans made with other settings"
     )
     synthetic.set_defaults(run=_synthetic)
+    _add_synthetic_nuscenes(commands)
 
     convert = commands.add_parser("range-scans", help="labelled range-image .npz into a tree")
     convert.add_argument("--source", required=True, help="folder of NNNNNN.npz (xyzi, label)")
@@ -140,6 +142,41 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_synthetic_nuscenes(commands: argparse._SubParsersAction) -> None:
+    made = commands.add_parser(
+        "synthetic-nuscenes", help="render a nuScenes data set of streets: LiDAR, cameras, maps"
+    )
+    made.add_argument("--root", required=True, help="folder to write the data set to")
+    made.add_argument("--version", default="v1.0-mini", help="v1.0-mini or v1.0-trainval")
+    made.add_argument(
+        "--scenes",
+        nargs="+",
+        default=["4"],
+        help="how many, a quarter of them for validation, or their names (default: 4)",
+    )
+    made.add_argument(
+        "--samples-per-scene", type=int, default=10, help="key frames of a scene (default: 10)"
+    )
+    made.add_argument("--seed", type=int, default=0, help="same seed, same data (default: 0)")
+    made.add_argument("--workers", type=int, default=2, help="processes (default: 2)")
+    made.add_argument(
+        "--image-size",
+        nargs=2,
+        type=int,
+        default=(400, 225),
+        metavar=("W", "H"),
+        help="of the camera images in pixels; 1600 900 is the original's (default: 400 225)",
+    )
+    made.add_argument(
+        "--sweeps", type=int, default=9, help="LiDAR sweeps between key frames (default: 9, 20 Hz)"
+    )
+    made.add_argument("--beams", type=int, default=32, help="of the LiDAR (default: 32)")
+    made.add_argument(
+        "--azimuth-steps", type=int, default=1084, help="firings a revolution (default: 1084)"
+    )
+    made.set_defaults(run=_synthetic_nuscenes)
+
+
 def _sequence_and_count(text: str) -> tuple[str, int]:
     name, colon, count = text.partition(":")
     if not (colon and name.isdigit() and len(name) >= 2 and count.isdigit() and int(count) > 0):
@@ -169,6 +206,25 @@ def _synthetic(args: argparse.Namespace) -> int:
         frame_stride_m=args.frame_stride,
         workers=args.workers,
         overwrite=args.overwrite,
+    )
+    return 0
+
+
+def _synthetic_nuscenes(args: argparse.Namespace) -> int:
+    from pointlib.data.synthetic_nuscenes import generate_nuscenes
+
+    counted = len(args.scenes) == 1 and args.scenes[0].isdigit()
+    generate_nuscenes(
+        args.root,
+        args.version,
+        int(args.scenes[0]) if counted else args.scenes,
+        args.samples_per_scene,
+        seed=args.seed,
+        workers=args.workers,
+        image_size=tuple(args.image_size),
+        sweeps=args.sweeps,
+        beams=args.beams,
+        azimuth_steps=args.azimuth_steps,
     )
     return 0
 

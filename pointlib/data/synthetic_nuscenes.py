@@ -23,6 +23,7 @@ from pointlib.data.synthetic_nuscenes_layout import ScenePlace, lay_out, scene_n
 from pointlib.data.synthetic_nuscenes_map import write_maps
 from pointlib.data.synthetic_nuscenes_rig import Hdl32
 from pointlib.data.synthetic_nuscenes_scene import NuScenesScene, plan_drive
+from pointlib.data.synthetic_nuscenes_shapes import load_shapely
 from pointlib.data.synthetic_nuscenes_tables import SceneRecord, build_tables
 from pointlib.files import write_file
 
@@ -72,12 +73,13 @@ def generate_nuscenes(
 
     Raises:
         ValueError: an argument out of range, or a root that holds other data.
-        ImportError: v1.0-trainval without nuscenes-devkit.
+        ImportError: shapely is missing, or nuscenes-devkit for v1.0-trainval.
         OSError: a file cannot be written; complete key frames stay.
     """
     root = Path(root)
     _check(samples_per_scene, seed, workers, image_size, sweeps)
     Hdl32(beams, azimuth_steps)
+    load_shapely()
     names = scene_names(version, scenes)
     size = (int(image_size[0]), int(image_size[1]))
     settings = FrameSettings(version, samples_per_scene, size, int(sweeps), beams, azimuth_steps)

@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from pointlib.data.synthetic_nuscenes_layout import MAP_MASKS
 from pointlib.data.synthetic_nuscenes_scene import NuScenesScene
-from pointlib.data.synthetic_nuscenes_shapes import Crossing, StreetShapes
+from pointlib.data.synthetic_nuscenes_shapes import Crossing, StreetShapes, load_shapely
 from pointlib.data.synthetic_nuscenes_street import STOP_LINE
 from pointlib.data.synthetic_nuscenes_tables import token
 from pointlib.files import write_file
@@ -82,7 +82,7 @@ class MapBuilder:
         return own
 
     def _nodes(self, points: Iterable[Sequence[float]]) -> list[str]:
-        return [self._add("node", x=round(float(x), 4), y=round(float(y), 4)) for x, y in points]
+        return [self._add("node", x=round(float(x), 3), y=round(float(y), 3)) for x, y in points]
 
     def _line(self, points: np.ndarray) -> str:
         return self._add("line", node_tokens=self._nodes(points))
@@ -255,9 +255,11 @@ class MapBuilder:
 
 
 def pieces(shape: Any) -> list[Any]:
-    """The polygons of a shape that are larger than a slip."""
-    parts = getattr(shape, "geoms", [shape])
-    return [part for part in parts if part.geom_type == "Polygon" and part.area > 0.5]
+    """The polygons of a shape without slips and necks thinner than 0.1 m, corners on a grid of 1 mm."""
+    opened = shape.buffer(-0.05, join_style="mitre").buffer(0.05, join_style="mitre")
+    snapped = load_shapely().set_precision(opened.simplify(0.01), 0.001)
+    parts = getattr(snapped, "geoms", [snapped])
+    return [part for part in parts if part.geom_type == "Polygon" and part.area > 0.3]
 
 
 def _across(shapes: StreetShapes, station: float, inner: float, outer: float) -> np.ndarray:

@@ -26,19 +26,22 @@ STEP = 1.0
 """Between two corners of a shape that follows the street [m]."""
 
 
-def shapely(module: str) -> Any:
-    """One of shapely's modules.
+def load_shapely() -> Any:
+    """The package shapely.
 
     Raises:
-        ImportError: shapely is missing.
+        ImportError: it is missing or older than 2.
     """
     try:
-        return importlib.import_module(f"shapely.{module}")
-    except ImportError as error:
+        shapely = importlib.import_module("shapely")
+    except ImportError:
+        shapely = None
+    if shapely is None or not hasattr(shapely, "set_precision"):
         raise ImportError(
-            "generate_nuscenes: maps are made with shapely, which comes with nuscenes-devkit: "
+            "generate_nuscenes: maps are made with shapely >= 2, which comes with nuscenes-devkit: "
             "pip install 'pointlib[nuscenes]'"
-        ) from error
+        )
+    return shapely
 
 
 @dataclass(frozen=True)
@@ -84,14 +87,14 @@ class StreetShapes:
     def band(self, start: float, end: float, inner: float, outer: float) -> Any:
         """Polygon between two stations and two lateral distances."""
         corners = [self.line(start, end, inner), self.line(end, start, outer)]
-        return shapely("geometry").Polygon(np.concatenate(corners)).buffer(0)
+        return load_shapely().Polygon(np.concatenate(corners)).buffer(0)
 
     def block(
         self, crossing: Crossing, along: tuple[float, float], across: tuple[float, float]
     ) -> Any:
         """Rectangle in the straight frame of a side road: x along the street there, y to its left."""
         x, y = np.array(along)[[0, 1, 1, 0]], np.array(across)[[0, 0, 1, 1]]
-        return shapely("geometry").Polygon(self.side_points(crossing, x, y)).buffer(0)
+        return load_shapely().Polygon(self.side_points(crossing, x, y)).buffer(0)
 
     def side_points(self, crossing: Crossing, along: np.ndarray, across: np.ndarray) -> np.ndarray:
         """(K, 2) float64 map points of a side road's straight frame."""
@@ -119,7 +122,7 @@ class StreetShapes:
                     if label in found:
                         found[label].append(self.band(start, end, sign * inner, sign * outer))
                     inner = outer
-        union = shapely("ops").unary_union
+        union = load_shapely().unary_union
         return {
             label: union([piece.buffer(0.02) for piece in parts]) for label, parts in found.items()
         }
@@ -132,7 +135,7 @@ class StreetShapes:
         for row in self.crossings:
             sides = (-row.half_width, row.half_width)
             parts.append(self.block(row, sides, (-SIDE_LENGTH, SIDE_LENGTH)))
-        return shapely("ops").unary_union(parts)
+        return load_shapely().unary_union(parts)
 
     @cached_property
     def _side_walks(self) -> Any:
@@ -141,7 +144,7 @@ class StreetShapes:
             for flank in (-1.0, 1.0):
                 sides = sorted((flank * row.half_width, flank * (row.half_width + row.walk)))
                 parts.append(self.block(row, (sides[0], sides[1]), (-SIDE_LENGTH, SIDE_LENGTH)))
-        return shapely("ops").unary_union(parts)
+        return load_shapely().unary_union(parts)
 
     @cached_property
     def parking(self) -> Any:
