@@ -39,16 +39,16 @@ class MultiSensorPipeline:
 
     Attributes:
         point_cloud_range: x, y, z minimum and maximum of the points that the network sees [m].
-        training: Whether to draw random numbers, and to leave out boxes that cannot be learned: those whose centre,
-            seen from above, is out of range, and those of less than `min_box_points` points. In evaluation nothing is
-            random and every box stays.
+        training: Whether to draw random numbers, and to leave out boxes whose centre, seen from above, is out of range
+            or that have less than `min_box_points` points. In evaluation nothing is random and every box stays.
         augment: Random changes of training scenes; None for none.
         image: Size, scale and random changes of the images; None to leave cameras out.
         paste: Objects of other scenes put into training scenes; None for none.
         map_grid: The map's cells; None to leave the map out.
         with_points: Whether the network has a LiDAR.
         with_targets: Whether to give boxes and map.
-        min_box_points: Points of a box that training needs, by the dataset's count (`box_points`).
+        min_box_points: LiDAR points of a box that training needs, by the dataset's count (`box_points`). Datasets
+            leave out boxes that no sensor sees by themselves: nuScenes' count radar too, as is published.
 
     Raises:
         ValueError: If an option is not as above, or objects are to be pasted where cameras would not see them.
@@ -62,7 +62,7 @@ class MultiSensorPipeline:
     map_grid: MapGrid | None = None
     with_points: bool = True
     with_targets: bool = True
-    min_box_points: int = 1
+    min_box_points: int = 0
 
     def __post_init__(self) -> None:
         check_range("MultiSensorPipeline", self.point_cloud_range)

@@ -12,7 +12,7 @@ import logging
 import os
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -106,6 +106,7 @@ def build_paste_database(
     source: MultiSensorSource,
     folder: str | os.PathLike[str],
     min_points: int = 5,
+    origin: Mapping[str, str | int] | None = None,
     workers: int = 0,
     on_bad_sample: Literal["raise", "skip"] = "raise",
     overwrite: bool = False,
@@ -117,8 +118,10 @@ def build_paste_database(
 
     Args:
         source: Training samples.
-        folder: To write to. If a database of the same source and `min_points` is there, it is verified and kept.
+        folder: To write to. If a database of the same classes, number of samples, `min_points` and `origin` is there,
+            it is verified and kept.
         min_points: Objects of fewer points, counted over all sweeps, are left out.
+        origin: What the source was opened with, such as its name, split and number of sweeps; kept with the database.
         workers: Processes to read with; 0 for this one. The result is the same.
         on_bad_sample: What a broken sample does: "raise", or "skip" it with a warning.
         overwrite: Replace a database of another source or with other settings.
@@ -136,6 +139,7 @@ def build_paste_database(
         "class_names": list(source.class_names),
         "num_samples": len(source),
         "min_points": min_points,
+        "origin": dict(origin or {}),
     }
     if folder.exists() and not overwrite:
         return _existing(folder, settings)

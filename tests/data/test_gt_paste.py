@@ -99,6 +99,10 @@ def test_an_existing_database_is_kept_only_if_it_is_the_same(database: PasteData
     assert (database.folder / "points.bin").stat().st_mtime_ns == written
     with pytest.raises(ValueError, match=r"must be new or hold a database of.*set overwrite"):
         build_paste_database(MemorySource(scenes(2)), database.folder, progress=False)
+    with pytest.raises(ValueError, match="must be new or hold"):
+        build_paste_database(
+            MemorySource(scenes()), database.folder, origin={"num_sweeps": 1}, progress=False
+        )
     fewer = build_paste_database(
         MemorySource(scenes(2)), database.folder, overwrite=True, progress=False
     )

@@ -205,11 +205,13 @@ def test_training_leaves_out_boxes_that_cannot_be_learned() -> None:
     boxes, counts = scene.boxes.copy(), scene.box_points.copy()
     boxes[0, 0], boxes[1, 2], counts[2] = 41.0, 100.0, 0  # too far, too high, without points
     source = MemorySource([scene.replace(boxes=boxes, box_points=counts)])
-    sample = MultiSensorDataset(source, MultiSensorPipeline(RANGE, True))[0]
+    sample = MultiSensorDataset(source, MultiSensorPipeline(RANGE, True, min_box_points=1))[0]
     assert sample.targets is not None
     assert np.allclose(sample.targets.boxes, boxes[[1, 3, 4, 5]], atol=1e-6)
     assert sample.targets.labels.tolist() == scene.box_labels[[1, 3, 4, 5]].tolist()
     strict = MultiSensorDataset(source, MultiSensorPipeline(RANGE, True, min_box_points=21))[0]
+    loose = MultiSensorDataset(source, MultiSensorPipeline(RANGE, True))[0]
+    assert loose.targets is not None and len(loose.targets.boxes) == 5
     assert strict.targets is not None and strict.targets.boxes.shape == (0, 9)
 
 

@@ -90,3 +90,22 @@ def test_runs_as_a_script(tmp_path: Path) -> None:
     )
     assert done.returncode == 2
     assert "root must hold 00, 01" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_paste_database_cuts_objects_once(
+    tmp_path: Path, tool: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("nuscenes", reason="the tables are read by nuscenes-devkit")
+    from tests.data.nuscenes_tree import write_tree
+
+    root = write_tree(tmp_path / "nuscenes")
+    arguments = ["paste-database", "--root", str(root), "--folder", str(tmp_path / "objects")]
+    arguments += ["--version", "v1.0-mini", "--split", "mini_train", "--workers", "0"]
+    assert tool.main([*arguments, "--min-points", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "truck" in shown.out and "100%" in shown.err
+    assert (tmp_path / "objects/points.bin").stat().st_size > 0
+    assert tool.main([*arguments, "--min-points", "1"]) == 0
+    assert "sample/s" not in capsys.readouterr().err  # nothing is cut again
+    assert tool.main([*arguments, "--min-points", "2"]) == 2
+    assert "folder must be new or hold a database of" in capsys.readouterr().err
