@@ -162,6 +162,7 @@ def lift_splat(
     zbound: Sequence[float] = (-10.0, 10.0, 20.0),
     dbound: Sequence[float] = (1.0, 60.0, 0.5),
     downsample: int = 2,
+    reference_truncation: bool = True,
 ) -> CameraEncoder:
     """Images to a bird's-eye view.
 
@@ -178,6 +179,7 @@ def lift_splat(
         zbound: Height from, to and step [m]; one step.
         dbound: Depth bins from, to and step [m].
         downsample: Cells of the first view along an edge of a cell of the result.
+        reference_truncation: Round points toward cell 0 as the published checkpoints need; False rounds down.
     """
     image = IMAGE_BACKBONES.create(backbone, **(backbone_args or {}))
     stride = 4 * 2 ** min(image.out_indices)
@@ -194,6 +196,7 @@ def lift_splat(
         zbound=tuple(zbound),
         dbound=tuple(dbound),
         downsample=downsample,
+        reference_truncation=reference_truncation,
         **(view_args or {}),
     )
     neck = GeneralizedLSSFPN(image.out_channels, neck_channels)
