@@ -38,6 +38,23 @@ def test_data() -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def synthetic_nuscenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of a small synthetic nuScenes: v1.0-mini, one scene of mini_train and all two of mini_val, 2 samples each."""
+    from pointlib.data.synthetic_nuscenes import generate_nuscenes
+
+    return generate_nuscenes(
+        tmp_path_factory.mktemp("nuscenes"),
+        scenes=["scene-0061", "scene-0103", "scene-0916"],
+        samples_per_scene=2,
+        image_size=(176, 99),
+        sweeps=1,
+        azimuth_steps=360,
+        workers=1,
+        progress=False,
+    )
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip, with the reason, what this machine cannot run."""
     missing = {

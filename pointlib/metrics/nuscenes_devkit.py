@@ -166,7 +166,8 @@ def evaluate_lidarseg(
     write_file(folder / "submission.json", json.dumps({"meta": {**meta, "use_external": False}}))
     with contextlib.redirect_stdout(io.StringIO()):
         scores = evaluator(nusc, str(results), split, verbose=False).evaluate()
-    return float(scores["miou"]), {name: float(v) for name, v in scores["iou_per_class"].items()}
+    classes = {name: float(v) for name, v in scores["iou_per_class"].items() if name != "ignore"}
+    return float(scores["miou"]), classes
 
 
 def _devkit(module: str) -> Any:
