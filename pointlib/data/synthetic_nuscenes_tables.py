@@ -24,7 +24,7 @@ CATEGORIES = (
     "movable_object.pushable_pullable", "movable_object.trafficcone", "static_object.bicycle_rack", "vehicle.bicycle",
     "vehicle.bus.bendy", "vehicle.bus.rigid", "vehicle.car", "vehicle.construction", "vehicle.emergency.ambulance",
     "vehicle.emergency.police", "vehicle.motorcycle", "vehicle.trailer", "vehicle.truck", "flat.driveable_surface",
-    "flat.sidewalk", "flat.terrain", "flat.other", "static.manmade", "static.vegetation", "static.other",
+    "flat.other", "flat.sidewalk", "flat.terrain", "static.manmade", "static.other", "static.vegetation",
     "vehicle.ego",
 )  # fmt: skip
 """nuScenes-lidarseg's categories, in the order of their index."""
