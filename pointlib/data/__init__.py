@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pointlib.data.class_balance import balanced_indices
+from pointlib.data.gt_paste import ObjectPaste, PasteConfig
+from pointlib.data.image_transforms import ImageConfig
 from pointlib.data.kitti_calibration import (
     read_calibration,
     read_camera_poses,
@@ -9,12 +12,22 @@ from pointlib.data.kitti_calibration import (
     read_times,
 )
 from pointlib.data.label_map import LabelMap, load_label_map
+from pointlib.data.lidar_transforms import LidarAugmentConfig
 from pointlib.data.mix import LaserMix, MixTransform, PolarMix, RandomChoice, Transform
+from pointlib.data.multi_sensor import (
+    CameraImage,
+    MapLayers,
+    MultiSensorSample,
+    MultiSensorSource,
+)
+from pointlib.data.multi_sensor_batch import MultiSensorBatch, PreparedSample, collate_multi_sensor
+from pointlib.data.multi_sensor_pipeline import MultiSensorDataset, MultiSensorPipeline
 from pointlib.data.nuscenes import NuScenes
 from pointlib.data.nuscenes_index import DETECTION_CLASSES
 from pointlib.data.nuscenes_info import NuScenesInfo
 from pointlib.data.nuscenes_lidarseg import NuScenesLidarSeg
 from pointlib.data.nuscenes_map import MAP_CLASSES, MapGrid, rasterize_map
+from pointlib.data.paste_database import PasteDatabase, build_paste_database
 from pointlib.data.point_cloud_io import read_points, write_points
 from pointlib.data.sample import (
     IGNORE_INDEX,
@@ -62,6 +75,23 @@ __all__ = [
     "collate_segmentation",
     "BadSampleError",
     "IGNORE_INDEX",
+    # several sensors
+    "MultiSensorSource",
+    "MultiSensorSample",
+    "CameraImage",
+    "MapLayers",
+    "MultiSensorDataset",
+    "MultiSensorPipeline",
+    "PreparedSample",
+    "MultiSensorBatch",
+    "collate_multi_sensor",
+    "ImageConfig",
+    "LidarAugmentConfig",
+    "PasteConfig",
+    "ObjectPaste",
+    "PasteDatabase",
+    "build_paste_database",
+    "balanced_indices",
     # augmentation and voxels
     "segmentation_transforms",
     "Transform",
