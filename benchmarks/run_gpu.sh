@@ -39,6 +39,7 @@ else
     echo "== compute-sanitizer: not installed, left out (it comes with the CUDA toolkit)"
 fi
 step "benchmark" 180 "$PYTHON" benchmarks/cuda_engine.py --output "$RESULTS/cuda_engine.json" "$@"
+step "BEVFusion" 150 "$PYTHON" benchmarks/bevfusion.py --device cuda --output "$RESULTS/bevfusion_cuda.json"
 
 if ((${#failed[@]})); then
     printf 'run_gpu.sh: failed: %s\n' "${failed[@]}" >&2
