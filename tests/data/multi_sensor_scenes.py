@@ -7,12 +7,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pointlib.data.image_transforms import ImageConfig
+from pointlib.data.lidar_transforms import LidarAugmentConfig
 from pointlib.data.multi_sensor import CameraImage, MultiSensorSample
+from pointlib.data.multi_sensor_pipeline import MultiSensorPipeline
 from pointlib.data.sample import BadSampleError
 from pointlib.geometry import invert, rigid_transform, yaw_rotation
 
 CLASSES = ("car", "pedestrian", "barrier")
 RANGE = (-40.0, -40.0, -5.0, 40.0, 40.0, 3.0)
+SMALL = ImageConfig((48, 80), (0.45, 0.65), 0.55, rotation=0.1)
+TRAINING = MultiSensorPipeline(RANGE, True, LidarAugmentConfig(), SMALL)
+EVALUATION = MultiSensorPipeline(RANGE, False, image=SMALL)
 
 
 def make_camera(
@@ -97,3 +103,8 @@ class MemorySource:
 
     def class_counts(self, index: int) -> np.ndarray:
         return np.bincount(self.samples[index].box_labels, minlength=len(CLASSES))
+
+
+def make_source(count: int = 5, broken: tuple[int, ...] = (), cameras: int = 2) -> MemorySource:
+    """Scenes with images, each another."""
+    return MemorySource([make_scene(i, num_cameras=cameras) for i in range(count)], broken)
