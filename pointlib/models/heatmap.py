@@ -13,10 +13,11 @@ from torch import Tensor
 def gaussian_radius(size: Tensor, min_overlap: float) -> Tensor:
     """How far the centre of a box may move so that it still overlaps.
 
-    CornerNet asks for the largest shift of corners that keeps an IoU of `min_overlap`, in three arrangements. Its
-    code, and all code since, takes `(b + sqrt(b * b - 4 * a * c)) / 2` for the root of `a r^2 - b r + c`: the division
-    by a is missing, and in two arrangements it is the larger root. So the radius is not what the overlap says, but the
-    one that published networks are trained with.
+    CornerNet asks for the largest shift of corners that keeps an IoU of `min_overlap` in three arrangements, and takes
+    the smallest. Its code, and all code since, solves `a r^2 - b r + c = 0` by `(b + sqrt(b * b - 4 * a * c)) / 2`: the
+    division by a is missing, and where both roots are positive it is the larger. So the radius is not what the overlap
+    says, but what published networks are trained with. Of the three it is always that of a box grown around the other,
+    at most a quarter of length plus width, where the others are at least a half of it; only that one is computed.
 
     Args:
         size: (N, 2) floating length and width of boxes, in any order [cells].
@@ -26,18 +27,12 @@ def gaussian_radius(size: Tensor, min_overlap: float) -> Tensor:
         (N,) radius [cells].
 
     Example:
-        >>> gaussian_radius(torch.tensor([[8.0, 4.0]]), 0.1).round(decimals=3).tolist()
-        [5.412]
+        >>> gaussian_radius(torch.tensor([[8.0, 4.0]]), 0.1)
+        tensor([2.4000])
     """
-    total, area = size[:, 0] + size[:, 1], size[:, 1] * size[:, 0]
-    c1 = area * (1 - min_overlap) / (1 + min_overlap)
-    outside = (total + torch.sqrt(total**2 - 4 * c1)) / 2
-    c2 = (1 - min_overlap) * area
-    inside = (2 * total + torch.sqrt((2 * total) ** 2 - 16 * c2)) / 2
-    b3 = -2 * min_overlap * total
-    c3 = (min_overlap - 1) * area
-    shifted = (b3 + torch.sqrt(b3**2 - 4 * (4 * min_overlap) * c3)) / 2
-    return torch.minimum(torch.minimum(outside, inside), shifted)
+    b = -2 * min_overlap * (size[:, 0] + size[:, 1])
+    c = (min_overlap - 1) * size[:, 1] * size[:, 0]
+    return (b + torch.sqrt(b**2 - 16 * min_overlap * c)) / 2
 
 
 def draw_gaussians(

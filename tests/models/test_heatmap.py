@@ -46,19 +46,18 @@ def test_no_boxes_draw_nothing() -> None:
     assert not heatmap.any()
 
 
-def test_radius_solves_the_published_equations() -> None:
-    size = torch.rand(50, 2, dtype=torch.float64) * 20 + 0.5
-    for overlap in (0.1, 0.5, 0.9):
-        radius = gaussian_radius(size, overlap)
-        total, area = size.sum(1), size.prod(1)
-        # 2 r is a root of r^2 / 4 - b r / 2 + a c for one arrangement: the published form divides by 2, not by 2 a.
-        left = [
-            radius**2 - total * radius + area * (1 - overlap) / (1 + overlap),
-            radius**2 - 2 * total * radius + 4 * (1 - overlap) * area,
-            radius**2 + 2 * overlap * total * radius + 4 * overlap * (overlap - 1) * area,
+def test_radius_is_the_smallest_of_the_published_roots() -> None:
+    size = torch.rand(200, 2, dtype=torch.float64) * 20 + 0.5
+    total, area = size.sum(1), size.prod(1)
+    for overlap in (0.01, 0.1, 0.25, 0.5, 0.9, 1.0):
+        coefficients = [  # a, b, c of CornerNet's three arrangements
+            (1, total, area * (1 - overlap) / (1 + overlap)),
+            (4, 2 * total, (1 - overlap) * area),
+            (4 * overlap, -2 * overlap * total, (overlap - 1) * area),
         ]
-        nearest = torch.stack(left).abs().min(0).values
-        assert float((nearest / area).max()) < 1e-12
+        roots = [(b + (b**2 - 4 * a * c).sqrt()) / 2 for a, b, c in coefficients]
+        smallest = torch.stack(roots).min(0).values
+        torch.testing.assert_close(gaussian_radius(size, overlap), smallest)
     wider = gaussian_radius(size * 2, 0.1)
     torch.testing.assert_close(wider, gaussian_radius(size, 0.1) * 2)
     torch.testing.assert_close(gaussian_radius(size.flip(1), 0.1), gaussian_radius(size, 0.1))
