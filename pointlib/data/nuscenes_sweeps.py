@@ -58,20 +58,45 @@ def join_sweeps(
     Raises:
         BadSampleError: A file is missing, cut short or holds NaN; the message names it.
     """
-    key = read_bin(key_path, FILE_COLUMNS)
-    key[:, 4] = 0
-    parts = [key]
+    there = []
     for sweep in sweeps:
-        if not sweep.path.is_file():
+        if sweep.path.is_file():
+            there.append(sweep)
+        else:
             _report_missing(sweep.path, key_path, missing)
-            continue
-        points = read_bin(sweep.path, FILE_COLUMNS)
-        points = points[(np.abs(points[:, 0]) >= CLOSE) | (np.abs(points[:, 1]) >= CLOSE)]
+    counts = [_count_points(path) for path in (key_path, *(sweep.path for sweep in there))]
+    points = np.empty((sum(counts), FILE_COLUMNS), np.float32)  # one block: fresh memory is dear
+    _read_into(points[: counts[0]], key_path)
+    points[: counts[0], 4] = 0
+    filled = counts[0]
+    for sweep, count in zip(there, counts[1:], strict=True):
+        part = points[filled : filled + count]
+        _read_into(part, sweep.path)
+        far = (np.abs(part[:, 0]) >= CLOSE) | (np.abs(part[:, 1]) >= CLOSE)
+        kept = part.compress(far, axis=0)
+        part = part[: len(kept)]
         rotation, translation = sweep.sweep2lidar[:3, :3], sweep.sweep2lidar[:3, 3]
-        points[:, :3] = points[:, :3] @ rotation.T + translation  # in float64
-        points[:, 4] = sweep.seconds
-        parts.append(points)
-    return np.concatenate(parts)
+        part[:, :3] = kept[:, :3].astype(np.float64) @ rotation.T + translation
+        part[:, 3] = kept[:, 3]
+        part[:, 4] = sweep.seconds
+        filled += len(kept)
+    return points[:filled]
+
+
+def _count_points(path: Path) -> int:
+    size = path.stat().st_size if path.is_file() else 0
+    if size == 0 or size % (4 * FILE_COLUMNS):
+        read_bin(path, FILE_COLUMNS)  # says what is wrong with it
+    return size // (4 * FILE_COLUMNS)
+
+
+def _read_into(part: npt.NDArray[np.float32], path: Path) -> None:
+    """Fill `part` with the points of a file."""
+    with open(path, "rb") as file:
+        complete = file.readinto(part.data.cast("B")) == part.nbytes
+    if not complete or not np.isfinite(part).all():
+        read_bin(path, FILE_COLUMNS)  # says what is wrong with it
+        raise BadSampleError(f"join_sweeps: {path} must not change while it is read.")
 
 
 def _report_missing(path: Path, key_path: Path, missing: WhenMissing) -> None:

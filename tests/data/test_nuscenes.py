@@ -181,12 +181,17 @@ def truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-7])
 
 
+def fill_with_nan(path: Path) -> None:
+    np.full((3, 5), np.nan, np.float32).tofile(path)
+
+
 @pytest.mark.parametrize(
     "pattern, damage, message",
     [
         ("samples/LIDAR_TOP/scene-0061*7200000*", Path.unlink, "{path}"),
         ("samples/LIDAR_TOP/scene-0061*7200000*", truncate, "{path} must hold rows of 5 float32"),
         ("samples/LIDAR_TOP/scene-0061*7200000*", lambda p: p.write_bytes(b""), "{path}.*empty"),
+        ("sweeps/LIDAR_TOP/scene-0061*7150000*", fill_with_nan, "{path} must hold finite values"),
         ("samples/CAM_BACK/scene-0061*7186*", Path.unlink, "an image of CAM_BACK, got no file {path}"),
         ("samples/CAM_BACK/scene-0061*7186*", truncate, "{path}"),
         ("samples/CAM_BACK/scene-0061*7186*", lambda p: p.write_bytes(b"x" * 50), "{path}"),
