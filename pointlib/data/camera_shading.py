@@ -21,7 +21,7 @@ class Weather:
 
     Args:
         sun: (3,) float64 unit vector towards the sun. sunlight: and skylight: strength of either, 0..1.
-        zenith: and horizon: (3,) float64 RGB 0..255 of the sky. haze: distance after which 63 % of a colour is haze [m].
+        zenith: and horizon: (3,) float64 RGB 0..255 of the sky. haze: where it hides 63 % [m].
         noise: standard deviation of a pixel [0..255].
     """
 

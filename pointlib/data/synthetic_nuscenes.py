@@ -146,8 +146,8 @@ def _maker(root: str, place: ScenePlace, number: int, settings: FrameSettings) -
 
 
 def _complete(job: _Job) -> bool:
-    root, place, _, _, frame = job
-    return (Path(root) / SceneFiles.note_of(place.name, frame)).exists()
+    """Whether a key frame's note, which is written last, and all its files are there."""
+    return all(path.exists() for path in _maker(*job[:4]).paths(job[4]))
 
 
 def _make(job: _Job) -> None:
@@ -184,12 +184,13 @@ def _write_tables(
     settings: FrameSettings,
 ) -> None:
     """Maps, then tables from the notes of all key frames."""
-    records, on_map = [], {}
+    records = []
+    on_map: dict[str, list[tuple[str, NuScenesScene]]] = {}
     for number, place in enumerate(places):
         maker = _maker(str(root), place, number, settings)
         frames = range(settings.samples_per_scene)
         files = [file for frame in frames for file in maker.files.of_frame(frame)]
-        notes = [read_note(root / maker.files.note_of(place.name, frame)) for frame in frames]
+        notes = [read_note(maker.note(frame)) for frame in frames]
         stamps = [maker.files.key_us(frame) for frame in frames]
         records.append(
             SceneRecord(place.name, place.location, "Synthetic street", stamps, files, notes)

@@ -21,7 +21,7 @@ from pointlib.data.synthetic_nuscenes_layout import ScenePlace
 from pointlib.data.synthetic_nuscenes_rig import CAMERAS, MOUNTS, Hdl32, Sweep
 from pointlib.data.synthetic_nuscenes_scene import NuScenesScene, ThingBox
 from pointlib.data.synthetic_nuscenes_street import ground_materials
-from pointlib.data.synthetic_nuscenes_tables import CATEGORIES, SensorFile, file_token
+from pointlib.data.synthetic_nuscenes_tables import CATEGORIES, SensorFile, file_token, label_files
 from pointlib.files import write_file
 
 FRAME_US = 500_000
@@ -114,11 +114,6 @@ class SceneFiles:
             tuple(pose[:3, 3].tolist()), name, width, height,
         )  # fmt: skip
 
-    @staticmethod
-    def note_of(scene: str, frame: int) -> str:
-        """The file, relative to the root, that says that a key frame is complete and what boxes it has."""
-        return f"synthetic_frames/{scene}/{frame:04d}.json"
-
 
 class FrameMaker:
     """Makes the key frames of one scene.
@@ -163,7 +158,23 @@ class FrameMaker:
             _thing(box, int(count), min(shares[box.instance], 1.0))
             for box, count in zip(boxes, counts, strict=True)
         ]
-        write_file(self.root / self.files.note_of(self.files.place.name, frame), json.dumps(things))
+        write_file(self.note(frame), json.dumps(things))
+
+    def note(self, frame: int) -> Path:
+        """The file that says that a key frame is complete and what boxes it has."""
+        return self.root / "synthetic_frames" / self.files.place.name / f"{frame:04d}.json"
+
+    def paths(self, frame: int) -> list[Path]:
+        """All files of a key frame."""
+        files = self.files.of_frame(frame)
+        clouds = [file for file in files if file.channel == "LIDAR_TOP" and file.key]
+        labels = [path for file in clouds for path in self._label_paths(file)]
+        return [self.note(frame), *labels, *(self.root / file.filename for file in files)]
+
+    def _label_paths(self, file: SensorFile) -> tuple[Path, Path]:
+        """Where the semantic and the panoptic labels of a key cloud go."""
+        lidarseg, panoptic = label_files(self.files.settings.version, file_token(file))
+        return self.root / lidarseg, self.root / panoptic
 
     def _seed(self, number: int) -> int:
         return int(np.random.default_rng([*self.files.place.seed, 9, number]).integers(1 << 60))
@@ -211,14 +222,11 @@ class FrameMaker:
         thing = sweep.instance > 0
         semantic = np.where(thing, index[sweep.instance], _LABELS[sweep.label])
         panoptic = semantic * 1000 + np.where(thing, ordinal[sweep.instance], 0)
-        version, own = self.files.settings.version, file_token(file)
-        write_file(
-            self.root / f"lidarseg/{version}/{own}_lidarseg.bin",
-            semantic.astype(np.uint8).tobytes(),
-        )
+        lidarseg, panoptic_file = self._label_paths(file)
+        write_file(lidarseg, semantic.astype(np.uint8).tobytes())
         packed = io.BytesIO()
         np.savez_compressed(packed, data=panoptic.astype(np.uint16))
-        write_file(self.root / f"panoptic/{version}/{own}_panoptic.npz", packed.getvalue())
+        write_file(panoptic_file, packed.getvalue())
 
 
 def _thing(box: ThingBox, points: int, visibility: float) -> dict[str, Any]:

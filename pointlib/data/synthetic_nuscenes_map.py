@@ -138,14 +138,12 @@ class MapBuilder:
                     self._line(_across(shapes, station, 0.0, -sign * half)) for station in ends
                 ]
                 shape = shapes.band(start, end, *sorted((0.0, -sign * half)))
+                fields = {"from_edge_line_token": edges[0], "to_edge_line_token": edges[1]}
+                polygon = self._polygon(shape)
                 pair.append(
                     self._add(
-                        "road_block",
-                        polygon_token=self._polygon(shape),
-                        from_edge_line_token=edges[0],
-                        to_edge_line_token=edges[1],
-                        road_segment_token=segment,
-                    )  # fmt: skip
+                        "road_block", polygon_token=polygon, **fields, road_segment_token=segment
+                    )
                 )
             blocks.append((pair[0], pair[1]))
         for crossing in shapes.crossings:

@@ -19,6 +19,11 @@ from pointlib.data.synthetic_bodies import Bodies, Place
 BOX_MARGIN = 0.04
 """An annotated box exceeds what it holds by this much on every side but the lowest [m]: range noise stays inside."""
 
+CLEARANCE = 0.05
+"""It begins this high above the ground [m], so that the road under a vehicle is not in it."""
+
+_WIDER_BELOW = np.array((-BOX_MARGIN, -BOX_MARGIN, CLEARANCE))
+
 PAINTS = (
     (225, 225, 228), (235, 235, 235), (150, 153, 158), (95, 98, 104), (40, 42, 46), (28, 29, 32),
     (150, 25, 28), (190, 35, 35), (28, 55, 120), (40, 90, 165), (30, 80, 55), (110, 85, 60), (205, 170, 60),
@@ -31,7 +36,8 @@ SHIRTS = (
 TROUSERS = ((40, 45, 70), (50, 50, 52), (95, 80, 60), (70, 75, 85))
 SKINS = ((224, 180, 150), (170, 120, 90), (110, 75, 55))
 WALLS = (
-    (196, 178, 150), (176, 110, 88), (205, 200, 190), (160, 150, 140), (214, 190, 130), (150, 165, 175), (185, 140, 110),
+    (196, 178, 150), (176, 110, 88), (205, 200, 190), (160, 150, 140), (214, 190, 130), (150, 165, 175),
+    (185, 140, 110),
 )  # fmt: skip
 
 _COLOUR_OF = {
@@ -89,25 +95,29 @@ def _rider(vehicle: Builder, seat: float) -> Builder:
     return build
 
 
+def _shifted(place: Place, y: float) -> Place:
+    """The place `y` metres to the left of another."""
+    px, py, pz = place.point((0.0, y, 0.0)).tolist()
+    return Place(px, py, pz, place.yaw)
+
+
 def construction_vehicle(bodies: Bodies, place: Place, rng: np.random.Generator) -> None:
     """An excavator: two tracks, a turntable, cab, engine, boom, stick and bucket."""
     half = rng.uniform(1.5, 1.9)
     for y in (-1.0, 1.0):
         track = [(-half, 0.3), (-half + 0.3, 0.0), (half - 0.3, 0.0), (half, 0.3), (half - 0.3, 0.75),
                  (-half + 0.3, 0.75)]  # fmt: skip
-        side = Place(*place.point((0.0, y, 0.0)), place.yaw)
+        side = _shifted(place, y)
         bodies.extrusion(side, track, 0.3, "rubber")
     bodies.box(place, (-0.1, 0, 1.0), (half * 0.9, 1.15, 0.25), "dark_paint")
     bodies.box(place, (-half * 0.55, 0, 1.7), (half * 0.55, 1.2, 0.55), "paint")
     cab = [(0.1, 1.2), (half * 0.75, 1.2), (half * 0.8, 1.9), (half * 0.55, 2.9), (0.1, 2.95)]
-    bodies.extrusion(
-        Place(*place.point((0, 0.55, 0)), place.yaw), cab, 0.55, "paint", (1, 2), 0.0, True
-    )
+    bodies.extrusion(_shifted(place, 0.55), cab, 0.55, "paint", (1, 2), 0.0, True)
     reach = rng.uniform(2.6, 3.4)
     bodies.tube(place, (0.5, -0.4, 1.5), (0.5 + reach * 0.55, -0.4, 3.5), 0.22, "paint")
     bodies.tube(place, (0.5 + reach * 0.55, -0.4, 3.5), (0.6 + reach, -0.4, 1.2), 0.16, "paint")
     bucket = [(0.3 + reach, 0.35), (0.9 + reach, 0.3), (1.1 + reach, 0.9), (0.5 + reach, 1.2)]
-    bodies.extrusion(Place(*place.point((0, -0.4, 0)), place.yaw), bucket, 0.45, "metal")
+    bodies.extrusion(_shifted(place, -0.4), bucket, 0.45, "metal")
 
 
 def semitrailer(bodies: Bodies, place: Place, rng: np.random.Generator) -> None:
@@ -166,7 +176,7 @@ def build_model(what: str, instance: int, rng: np.random.Generator) -> Model:
     build(bodies, Place(0.0, 0.0, 0.0, 0.0), rng)
     built = bodies.build()
     low, high = extents(built, np.arange(len(built)))
-    low, high = low - (BOX_MARGIN, BOX_MARGIN, 0.0), high + BOX_MARGIN
+    low, high = low + _WIDER_BELOW, high + BOX_MARGIN
     colours = thing_colours(built, category, rng)
     return Model(category, Painted(built, colours), (low + high) / 2, high - low)
 
@@ -199,7 +209,7 @@ def oriented_box(bodies: Primitives, rows: np.ndarray) -> tuple[np.ndarray, np.n
     cos, sin = np.cos(yaw), np.sin(yaw)
     turn = np.array([[cos, sin, 0.0], [-sin, cos, 0.0], [0.0, 0.0, 1.0]])
     low, high = extents(bodies.transformed(turn, np.zeros(3)), rows)
-    low, high = low - (BOX_MARGIN, BOX_MARGIN, 0.0), high + BOX_MARGIN
+    low, high = low + _WIDER_BELOW, high + BOX_MARGIN
     return turn.T @ ((low + high) / 2), high - low, yaw
 
 

@@ -163,6 +163,14 @@ def file_token(file: SensorFile) -> str:
     return token("sample_data", file.filename)
 
 
+def label_files(version: str, cloud: str) -> tuple[str, str]:
+    """Files, relative to the root, of the semantic and the panoptic labels of a cloud with this token."""
+    return (
+        f"lidarseg/{version}/{cloud}_lidarseg.bin",
+        f"panoptic/{version}/{cloud}_panoptic.npz",
+    )
+
+
 def _add_log(tables: dict[str, list[Row]], scene: SceneRecord, size: tuple[int, int]) -> None:
     log = token("log", scene.name)
     tables["log"].append(
@@ -246,8 +254,8 @@ def _add_files(tables: dict[str, list[Row]], scene: SceneRecord, version: str) -
                 }
             )
             if file.key and file.channel == "LIDAR_TOP":
-                for table, ending in (("lidarseg", "bin"), ("panoptic", "npz")):
-                    name = f"{table}/{version}/{own}_{table}.{ending}"
+                names = label_files(version, own)
+                for table, name in zip(("lidarseg", "panoptic"), names, strict=True):
                     tables[table].append({"token": own, "sample_data_token": own, "filename": name})
 
 

@@ -30,6 +30,8 @@ _ROOM = {
 }
 """Mean length of lane one takes, the gap to the next included [m]."""
 
+_STANDING = {"worker": "pedestrian.standing", "construction_vehicle": "vehicle.stopped"}
+
 Zone = list[tuple[str, float, float, float]]
 
 
@@ -85,17 +87,9 @@ def movers(
         found += _walkers(street, drive, side, len(found), rng)
     for things in zones.values():
         for what, station, lateral, turn in things:
-            attribute = {"worker": "pedestrian.standing", "construction_vehicle": "vehicle.stopped"}
-            found.append(
-                Mover(
-                    what,
-                    FIRST_INSTANCE + len(found),
-                    attribute.get(what, ""),
-                    _still(station),
-                    _still(lateral),
-                    turn,
-                )  # fmt: skip
-            )
+            place = _still(station), _still(lateral)
+            attribute = _STANDING.get(what, "")
+            found.append(Mover(what, FIRST_INSTANCE + len(found), attribute, *place, turn))
     return found
 
 
