@@ -94,11 +94,12 @@ class MultiSensorData(RunData):
 
     def feed(self) -> dict[str, Any]:
         """What a checkpoint says about how its inputs are made, beside the network's own sizes."""
-        return {
-            "dataset": self.dataset,
-            "num_sweeps": self.num_sweeps,
-            "test_resize": self.image.test_resize,
-        }
+        return self.describe_feed(self.dataset, self.num_sweeps, self.image.test_resize)
+
+    @staticmethod
+    def describe_feed(dataset: str, num_sweeps: int, test_resize: float) -> dict[str, Any]:
+        """`feed` from plain values."""
+        return {"dataset": dataset, "num_sweeps": num_sweeps, "test_resize": test_resize}
 
     def setup(self, stage: str) -> None:
         """Opens both splits, once the network to be trained is known."""
@@ -137,7 +138,6 @@ class MultiSensorData(RunData):
             self.image,
             augment=self.augment if training else None,
             paste=ObjectPaste.from_config(self.paste) if training and self.paste else None,
-            min_box_points=self.min_box_points,
         )
 
 
@@ -147,7 +147,6 @@ def make_pipeline(
     augment: LidarAugmentConfig | None = None,
     paste: ObjectPaste | None = None,
     with_targets: bool = True,
-    min_box_points: int = 1,
 ) -> MultiSensorPipeline:
     """The pipeline that feeds a network.
 
@@ -157,7 +156,6 @@ def make_pipeline(
         augment: Random changes of the scene, which make it a pipeline for training; None for evaluation.
         paste: Objects to paste; training only.
         with_targets: Whether to give boxes and map.
-        min_box_points: Returns that a box in training has at least.
     """
     pipeline = MultiSensorPipeline(
         point_cloud_range=needs.point_cloud_range,
@@ -166,6 +164,5 @@ def make_pipeline(
         map_grid=needs.map_grid(),
         with_points=needs.points,
         with_targets=with_targets,
-        min_box_points=min_box_points,
     )
     return dataclasses.replace(pipeline, augment=augment, paste=paste)

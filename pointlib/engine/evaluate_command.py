@@ -1,0 +1,142 @@
+"""The body of tools/evaluate.py: opens the split that the options name, evaluates, writes the report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pointlib.data import SemanticKITTI
+from pointlib.data.multi_sensor import MultiSensorSample, MultiSensorSource
+from pointlib.data.multi_sensor_batch import MultiSensorBatch
+from pointlib.data.nuscenes import NuScenes
+from pointlib.engine.evaluator import evaluate, write_report
+from pointlib.engine.multi_sensor_evaluator import (
+    OnPrediction,
+    evaluate_scenes,
+    score_submission,
+    write_scene_report,
+)
+from pointlib.engine.multi_sensor_sources import Needs, open_source
+from pointlib.models.checkpoint import Checkpoint
+from pointlib.sensors import ScenePrediction
+
+Progress = Callable[[Iterator[int], int], Iterator[int]]
+Draw = Callable[
+    [MultiSensorSample, MultiSensorBatch, ScenePrediction, tuple[str, ...], Path, float], None
+]
+
+
+def evaluate_points(
+    checkpoint: Checkpoint, options: Any, out: Path | None, progress: Progress
+) -> list[str]:
+    """Scores a segmentation checkpoint; returns what to print."""
+    trained_with = checkpoint.info.config.get("data", {})
+    name = options.split or "val"
+    split = name.split(",") if name[0].isdigit() else name
+    scans = SemanticKITTI(
+        options.data.root,
+        split,
+        label_map=options.data.label_map or trained_with.get("label_map", "official"),
+        unknown_labels=trained_with.get("unknown_labels", "raise"),
+    )
+    result = evaluate(
+        checkpoint,
+        scans,
+        device=options.device,
+        tta=options.tta,
+        precision=options.precision,
+        absent=options.absent,
+        num_workers=options.num_workers,
+        predictions=out,
+        progress=progress,
+    )
+    report = (out or Path(checkpoint.path).parent) / "scores.json"
+    about = {
+        **_about(checkpoint, name, options),
+        "label_map": scans.label_map.name,
+        "tta": options.tta,
+        "absent": options.absent,
+    }
+    write_report(report, result, about)
+    lines = [f"{checkpoint.info.describe()}, {result.num_scans} scans of split {name}\n"]
+    if result.scores is not None:
+        lines.append(result.scores.table() + "\n")
+    written = f"\nwritten: {report}" + (f", {out}/sequences" if out else "")
+    return [*lines, result.latency.table(), written]
+
+
+def evaluate_boxes_and_maps(
+    checkpoint: Checkpoint, options: Any, out: Path | None, progress: Progress, draw: Draw
+) -> list[str]:
+    """Scores a multi-sensor checkpoint; returns what to print."""
+    trained_with = checkpoint.info.config.get("data", {})
+    feed = checkpoint.info.feed
+    dataset = feed.get("dataset", "nuscenes")
+    version = options.data.version or trained_with.get("version", "v1.0-trainval")
+    split = options.split or trained_with.get("val_split", "val")
+    opened: list[MultiSensorSource] = []
+
+    def open_split(needs: Needs) -> MultiSensorSource:
+        opened.append(
+            open_source(
+                dataset, options.data.root, split, needs, version, feed.get("num_sweeps", 1)
+            )
+        )
+        return opened[0]
+
+    target = out or Path(checkpoint.path).parent
+    annotated = not (isinstance(split, str) and split.endswith("test"))
+    names = tuple(checkpoint.info.class_names)
+
+    def on_prediction(number: int, batch: MultiSensorBatch, prediction: ScenePrediction) -> None:
+        if number < options.pictures:
+            sample = opened[0][number]
+            draw(sample, batch, prediction, names, target / "pictures", options.score_threshold)
+
+    drawing: OnPrediction | None = on_prediction if options.pictures else None
+    result = evaluate_scenes(
+        checkpoint,
+        open_split,
+        device=options.device,
+        precision=options.precision,
+        without=options.without,
+        annotated=annotated,
+        num_workers=options.num_workers,
+        out=target if dataset == "nuscenes" else None,
+        on_prediction=drawing,
+        progress=progress,
+    )
+    source = opened[0]
+    if result.submission is not None and annotated and isinstance(source, NuScenes):
+        devkit = score_submission(source, version, str(split), result.submission, target)
+        result = result.with_devkit(devkit)
+    about = {**_about(checkpoint, split, options), "without": list(options.without)}
+    report = target / "scores.json"
+    write_scene_report(report, result, {**about, "version": version})
+    return [*_summary(checkpoint, result, split, options.without), f"\nwritten: {report}"]
+
+
+def _about(checkpoint: Checkpoint, split: Any, options: Any) -> dict[str, Any]:
+    return {
+        "checkpoint": checkpoint.path,
+        "network": checkpoint.info.describe(),
+        "split": split,
+        "precision": options.precision,
+        "device": str(options.device),
+    }
+
+
+def _summary(checkpoint: Checkpoint, result: Any, split: Any, without: list[str]) -> list[str]:
+    taken = f", without {' and '.join(without)}" if without else ""
+    lines = [f"{checkpoint.info.network}, {result.num_samples} samples of split {split}{taken}\n"]
+    if result.missing:
+        lacking = ", ".join(f"{name} in {count}" for name, count in sorted(result.missing.items()))
+        lines.append(f"missing sensors: {lacking} of {result.num_samples} samples\n")
+    if result.devkit is not None:
+        lines.append("nuscenes-devkit\n" + result.devkit.table() + "\n")
+    elif result.scores is not None and result.scores.detection is not None:
+        lines.append(result.scores.table() + "\n")
+    if result.scores is not None and result.scores.map is not None:
+        lines.append(result.scores.map.table() + "\n")
+    return [*lines, result.latency.table()]
