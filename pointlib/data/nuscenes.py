@@ -21,7 +21,7 @@ from pointlib.data.nuscenes_index import (
     NuScenesIndex,
     load_index,
 )
-from pointlib.data.nuscenes_map import NuScenesMaps
+from pointlib.data.nuscenes_map_shapes import NuScenesMaps
 from pointlib.data.nuscenes_sweeps import Sweep, WhenMissing, join_sweeps
 from pointlib.data.sample import BadSampleError
 

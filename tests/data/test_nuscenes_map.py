@@ -15,9 +15,9 @@ from pointlib.data.nuscenes_map import (
     CLASS_LAYERS,
     MAP_CLASSES,
     MapGrid,
-    NuScenesMaps,
     rasterize_map,
 )
+from pointlib.data.nuscenes_map_shapes import NuScenesMaps
 from pointlib.geometry import rigid_transform, yaw_rotation
 from tests.data.nuscenes_tree import write_tree
 
@@ -183,7 +183,7 @@ def test_shapes_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     def fail(*_: Any) -> None:
         raise AssertionError("read again")
 
-    monkeypatch.setattr("pointlib.data.nuscenes_map._load_devkit_map", fail)
+    monkeypatch.setattr("pointlib.data.nuscenes_map_shapes._load_devkit_map", fail)
     again = NuScenesMaps(tree, [LOCATION]).around(LOCATION, lidar2global)
     assert len(again.lines["road_divider"]) == len(first.lines["road_divider"]) == 6
     path = tree / "maps" / "expansion" / f"{LOCATION}.json"
