@@ -308,3 +308,26 @@ def test_segmentation_head(
         assert list(losses) == [f"{label}/{kind}" for label in head.classes]
         expected = facts[f"segmentation_{name}_{kind}"]
         assert [float(value) for value in losses.values()] == pytest.approx(expected, rel=1e-5)
+
+
+def test_mmdetection3d_finds_the_same_boxes() -> None:
+    """A second source with another box convention: mmdetection3d 1.4, projects/BEVFusion, on the same weights.
+
+    Its head got our weights with the outputs for size in the order l, w, h, and those for the angle turned from
+    -yaw - pi / 2 to yaw; then its boxes are `BOX_COLUMNS` but for the lower face, which the golden file has raised.
+    """
+    head = filled(
+        TransFusionHead(
+            IN_CHANNELS, RANGE, VOXEL, num_proposals=40, hidden_channels=32, num_heads=4,
+            ffn_channels=48,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        found = head.decode(head(bev_map()))
+    with np.load(GOLDEN / "mmdet3d_transfusion.npz", allow_pickle=False) as archive:
+        for sample, detections in enumerate(found):
+            expected = torch.from_numpy(archive[f"boxes{sample}"])
+            assert_close(detections.boxes, expected, rtol=2e-5)
+            assert_close(detections.scores, torch.from_numpy(archive[f"scores{sample}"]))
+            labels = torch.from_numpy(archive[f"labels{sample}"])
+            assert torch.equal(detections.labels, labels)
