@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
 
+from pointlib.data.nuscenes_info import NuScenesInfo
+from pointlib.geometry import project_points, projection_matrix
 from pointlib.models.frustum import (
     frustum_points,
     grid_cells,
@@ -128,3 +131,31 @@ def test_depth_is_drawn_where_augmented_images_show_the_point() -> None:
                 want[b, n, int(v), int(u)] = depth
     assert want.count_nonzero() > 300
     torch.testing.assert_close(images, want, atol=1e-4, rtol=0)
+
+
+def test_real_points_are_drawn_where_the_cameras_see_them(test_data: Path) -> None:
+    """Six nuScenes cameras at full size, against the library's projection, which the metrics and pictures use."""
+    source = NuScenesInfo(test_data / "nuscenes/scene0061_kf0/info.json", num_sweeps=1)
+    sample = source[0]
+    camera2lidar = np.stack([np.linalg.inv(c.lidar2camera) for c in sample.cameras])
+    cameras = CameraBatch(
+        images=torch.zeros(1, 6, 3, 1, 1),
+        intrinsics=torch.tensor(np.stack([c.intrinsics for c in sample.cameras]))[None],
+        camera2lidar=torch.tensor(camera2lidar)[None],
+        image_aug=torch.eye(4).expand(1, 6, 4, 4),
+        present=torch.ones(1, 6, dtype=torch.bool),
+    )
+    points = torch.tensor(sample.points)
+    images = lidar_depth_images([points], cameras, torch.eye(4)[None], (900, 1600))[0].numpy()
+    for image, camera in zip(images, sample.cameras, strict=True):
+        matrix = projection_matrix(camera.intrinsics, camera.lidar2camera)
+        pixels, depth = project_points(sample.points[:, :3].astype(np.float64), matrix)
+        with np.errstate(invalid="ignore"):
+            seen = ((pixels >= 0) & (pixels < [1600, 900])).all(1)
+        want = np.full((900, 1600), np.inf)
+        column, row = np.floor(pixels[seen]).astype(int).T
+        np.minimum.at(want, (row, column), depth[seen])
+        want[np.isinf(want)] = 0
+        assert 2000 < np.count_nonzero(want) < 6000
+        different = np.abs(image - want) > 1e-4
+        assert different.sum() <= 2  # a point on the border of two pixels
