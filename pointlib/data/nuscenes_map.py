@@ -125,13 +125,18 @@ class _Canvas:
 
     def draw_area(self, rings: list[Points], mask: npt.NDArray[np.uint8]) -> None:
         """Fill a polygon; its first ring is the outline, the others are holes."""
-        outline = self._move(rings[0])
+        outline, holes = self._move(rings[0]), [self._move(ring) for ring in rings[1:]]
         if not self._reaches(outline):
             return
-        polygon = self._shapely.Polygon(outline, [self._move(ring) for ring in rings[1:]])
-        parts = [part for part in self._inside(polygon) if part.geom_type == "Polygon"]
-        self._fill([part.exterior for part in parts], 1, mask)
-        self._fill([hole for part in parts for hole in part.interiors], 0, mask)
+        if (outline >= self._low).all() and (outline <= self._high).all():  # nothing to cut
+            self._fill([outline], 1, mask)
+            self._fill(holes, 0, mask)
+            return
+        parts = self._inside(self._shapely.Polygon(outline, holes))
+        parts = [part for part in parts if part.geom_type == "Polygon"]
+        self._fill([np.asarray(part.exterior.coords) for part in parts], 1, mask)
+        inner = [hole for part in parts for hole in part.interiors]
+        self._fill([np.asarray(hole.coords) for hole in inner], 0, mask)
 
     def draw_line(self, points: Points, mask: npt.NDArray[np.uint8]) -> None:
         """Draw a line."""
@@ -140,7 +145,7 @@ class _Canvas:
             return
         for part in self._inside(self._shapely.LineString(moved)):
             if part.geom_type == "LineString":
-                corners = np.floor(self._cells(part) + _ROUNDING)
+                corners = np.floor(self._cells(np.asarray(part.coords)) + _ROUNDING)
                 corners = np.ascontiguousarray(corners, np.int32)
                 self._cv2.polylines(mask, [corners], False, 1, LINE_THICKNESS)
 
@@ -150,8 +155,8 @@ class _Canvas:
     def _reaches(self, points: Points) -> bool:
         return bool((points.min(0) <= self._high).all() and (points.max(0) >= self._low).all())
 
-    def _cells(self, shape: Any) -> Points:
-        cells: Points = (np.asarray(shape.coords) - self._low) / self._resolution
+    def _cells(self, points: Points) -> Points:
+        cells: Points = (points - self._low) / self._resolution
         return cells
 
     def _inside(self, shape: Any) -> list[Any]:
@@ -164,7 +169,7 @@ class _Canvas:
             inside = self._shapely.intersection(self._shapely.make_valid(shape), self._area)
         return [part for part in self._shapely.get_parts(inside) if not part.is_empty]
 
-    def _fill(self, rings: list[Any], value: int, mask: npt.NDArray[np.uint8]) -> None:
+    def _fill(self, rings: list[Points], value: int, mask: npt.NDArray[np.uint8]) -> None:
         corners = [np.ascontiguousarray(self._cells(ring).round(), np.int32) for ring in rings]
         if corners:
             self._cv2.fillPoly(mask, corners, value)
