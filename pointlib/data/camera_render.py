@@ -7,6 +7,7 @@ where nuScenes' devkit draws. `camera_shading` turns hits into colours.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numba import njit
@@ -32,6 +33,7 @@ class Camera:
     width: int
     height: int
 
+    @cached_property
     def directions(self) -> np.ndarray:
         """(height, width, 3) float64 unit vectors in the camera frame."""
         u, v = np.meshgrid(np.arange(self.width), np.arange(self.height))
@@ -73,7 +75,7 @@ def cast_image(
     rotation, position = camera.camera2world[:3, :3], camera.camera2world[:3, 3]
     seen = bodies.transformed(rotation.T, -rotation.T @ position)
     order = np.argsort(np.linalg.norm(seen.centre, axis=1), kind="stable")
-    directions = camera.directions()
+    directions = camera.directions
     _cast_bodies(
         directions, camera.matrix, np.uint64(seed), max_range, order, seen.kind, seen.centre, seen.axes, seen.size,
         seen.density, seen.pattern, seen.plane_start, seen.planes, depth, body, face, glass,
@@ -100,7 +102,7 @@ def pixels_alone(
     rows = rows[np.argsort(slot[rows], kind="stable")]
     counts = np.zeros(len(instances), np.int64)
     _count_alone(
-        camera.directions(), camera.matrix, np.uint64(seed), max_range, rows, slot[rows], seen.kind, seen.centre,
+        camera.directions, camera.matrix, np.uint64(seed), max_range, rows, slot[rows], seen.kind, seen.centre,
         seen.axes, seen.size, seen.density, seen.plane_start, seen.planes, counts,
     )  # fmt: skip
     return counts

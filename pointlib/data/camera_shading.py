@@ -75,7 +75,7 @@ def shade(
     position = np.ascontiguousarray(camera.camera2world[:3, 3])
     picture = np.zeros((camera.height, camera.width, 3))
     _shade(
-        camera.directions(), rotation, position, hits.depth, hits.body, hits.face, hits.glass, bodies.kind,
+        camera.directions, rotation, position, hits.depth, hits.body, hits.face, hits.glass, bodies.kind,
         bodies.centre, bodies.axes, bodies.size, bodies.density, bodies.pattern, bodies.planes,
         colours.astype(np.float64), *ground.heights, ground.origins, ground.spacings,
         ground_colours.astype(np.float64), np.ascontiguousarray(shadows, np.float64), weather.sun, weather.sunlight,

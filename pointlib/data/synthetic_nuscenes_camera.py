@@ -74,8 +74,10 @@ def take_picture(
     image = shade(
         camera, hits, painted.bodies, painted.colours, ground, colours, shadows, weather, seed
     )
-    shown = instance_image(hits, painted)
-    visible = np.array([(shown == k).sum() for k in instances], np.int64)
+    pixels = np.bincount(
+        instance_image(hits, painted).ravel(), minlength=instances.max(initial=0) + 1
+    )
+    visible = pixels[instances]
     alone = pixels_alone(camera, painted.bodies, instances, CAMERA_RANGE, seed)
     return Picture(image, visible, alone)
 
@@ -88,7 +90,7 @@ def instance_image(hits: PixelHits, painted: Painted) -> np.ndarray:
 def _ground_colours(camera: Camera, hits: PixelHits, street: NuScenesStreet) -> np.ndarray:
     """(H, W, 3) float32 RGB of the surfaces in the pixels that show ground."""
     on_ground = hits.body == GROUND
-    rays = camera.directions()[on_ground] @ camera.camera2world[:3, :3].T
+    rays = camera.directions[on_ground] @ camera.camera2world[:3, :3].T
     points = camera.camera2world[:3, 3] + hits.depth[on_ground][:, None] * rays
     colours = np.zeros((camera.height, camera.width, 3), np.float32)
     surfaces = street.surface_of(

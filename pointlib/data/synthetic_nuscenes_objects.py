@@ -235,6 +235,7 @@ def thing_colours(bodies: Primitives, category: str, rng: np.random.Generator) -
         colours[bodies.material == MATERIAL_ID[name]] = colour
     if category == "vehicle.car":
         colours[bodies.material == MATERIAL_ID["dark_paint"]] = main
+        _paint_plates(bodies, colours)
     if category == "movable_object.trafficcone":
         colours[bodies.material == MATERIAL_ID["retroreflector"]] = (240, 100, 25)
     elif category == "movable_object.barrier":
@@ -249,6 +250,16 @@ def thing_colours(bodies: Primitives, category: str, rng: np.random.Generator) -
         colours[cloth] = np.where((height[cloth] < 0.45 * top)[:, None], trousers, shirt)
         colours[cloth & (bodies.kind == ELLIPSOID) & (height > 0.9 * top)] = skin
     return colours
+
+
+def _paint_plates(bodies: Primitives, colours: np.ndarray) -> None:
+    """White in front and red behind, so that a picture shows which way a car looks."""
+    plates = np.flatnonzero(bodies.material == MATERIAL_ID["retroreflector"])
+    ahead = ((bodies.centre[plates] - bodies.centre.mean(axis=0)) * bodies.axes[plates, 0]).sum(
+        axis=1
+    )
+    colours[plates[ahead > 0]] = (240, 240, 225)
+    colours[plates[ahead <= 0]] = (205, 35, 30)
 
 
 def stuff_colours(bodies: Primitives, rng: np.random.Generator) -> np.ndarray:

@@ -19,7 +19,7 @@ FIRST_INSTANCE = 60001
 """Instances below belong to the lots."""
 
 _VEHICLES = ("car", "truck", "bus", "trailer", "motorcyclist", "construction_vehicle")
-_SHARES = (0.60, 0.12, 0.09, 0.07, 0.09, 0.03)
+_SHARES = (0.62, 0.11, 0.08, 0.06, 0.10, 0.03)
 _ROOM = {
     "car": 13.0,
     "truck": 19.0,
@@ -118,6 +118,8 @@ def _lane(
         speed = mean * rng.uniform(0.6, 1.35)
     else:
         speed = -rng.uniform(4.0, 10.0)
+    # Sometimes a lane waits.
+    speed *= float(bikes or rng.random() < 0.85)
     centre = -direction * street.lane_centre(lane)
     found: list[Mover] = []
     # What is in sight at some time of the drive.
@@ -128,11 +130,12 @@ def _lane(
         what = "bicyclist" if bikes else str(rng.choice(_VEHICLES, p=_SHARES))
         room = 20.0 if bikes else _ROOM[what]
         start = where + room / 2
-        where += room + rng.exponential(22.0 if bikes else 8.0)
+        where += room + rng.exponential(22.0 if bikes else 13.0)
         if with_ego and -room / 2 - 5.0 < start < room / 2 + 6.0:
             continue
         offset = float(rng.uniform(-0.15, 0.15))
-        attribute = "cycle.with_rider" if what.endswith("cyclist") else "vehicle.moving"
+        moves = "vehicle.moving" if with_ego or speed else "vehicle.stopped"
+        attribute = "cycle.with_rider" if what.endswith("cyclist") else moves
         station = _behind(drive, start) if with_ego else _uniform(start, speed)
         turn = 0.0 if direction > 0 else np.pi
         lateral = _still(centre + offset)
