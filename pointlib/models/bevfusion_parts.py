@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from pointlib.models.bev_depth import BEVDepthTransform
 from pointlib.models.bev_segmentation_head import BEVSegmentationHead
 from pointlib.models.center_head import CenterHead
-from pointlib.models.image_necks import LSSFPN, GeneralizedLSSFPN
+from pointlib.models.image_necks import FPN, LSSFPN, GeneralizedLSSFPN
 from pointlib.models.pillars import PointPillarsEncoder
 from pointlib.models.point_voxelization import MeanVoxelization, PointGrouping
 from pointlib.models.resnet import GeneralizedResNet, ResNet
@@ -132,6 +132,7 @@ class LidarEncoder(nn.ModuleDict):
 
 
 IMAGE_BACKBONES: Registry[Any] = Registry("image backbone")
+IMAGE_NECKS: Registry[Any] = Registry("image neck")
 VIEW_TRANSFORMS: Registry[Any] = Registry("view transform")
 CAMERA_ENCODERS: Registry[CameraEncoder] = Registry("camera encoder")
 LIDAR_ENCODERS: Registry[LidarEncoder] = Registry("LiDAR encoder")
@@ -141,6 +142,7 @@ MAP_HEADS: Registry[nn.Module] = Registry("map head")
 
 IMAGE_BACKBONES.register("swin")(SwinTransformer)
 IMAGE_BACKBONES.register("resnet")(ResNet)
+IMAGE_NECKS.register("generalized_lss_fpn")(GeneralizedLSSFPN)
 VIEW_TRANSFORMS.register("lss")(LSSTransform)
 VIEW_TRANSFORMS.register("depth_lss")(DepthLSSTransform)
 VIEW_TRANSFORMS.register("bev_depth")(BEVDepthTransform)
@@ -149,12 +151,19 @@ OBJECT_HEADS.register("transfusion")(TransFusionHead)
 MAP_HEADS.register("segmentation")(BEVSegmentationHead)
 
 
+@IMAGE_NECKS.register("fpn")
+def finest_fpn(in_channels: Sequence[int], out_channels: int) -> FPN:
+    """A feature pyramid of which the finest map alone is made: nothing reads the others."""
+    return FPN(in_channels, out_channels, num_outs=1)
+
+
 @CAMERA_ENCODERS.register("lift_splat")
 def lift_splat(
     ground: Ground,
     image_size: Sequence[int],
     backbone: str = "swin",
     backbone_args: Sizes | None = None,
+    neck: str = "generalized_lss_fpn",
     neck_channels: int = 256,
     view_transform: str = "depth_lss",
     view_args: Sizes | None = None,
@@ -171,6 +180,7 @@ def lift_splat(
         image_size: Height and width of the images [pixels].
         backbone: "swin" or "resnet".
         backbone_args: Its arguments.
+        neck: "generalized_lss_fpn" or "fpn".
         neck_channels: Channels of the neck's maps.
         view_transform: "depth_lss" (depth from images and points), "lss" (from images) or "bev_depth" (from images,
             supervised by points).
@@ -199,8 +209,8 @@ def lift_splat(
         reference_truncation=reference_truncation,
         **(view_args or {}),
     )
-    neck = GeneralizedLSSFPN(image.out_channels, neck_channels)
-    return CameraEncoder(image, neck, transform, (out_channels, *ground.cells()))
+    joined = IMAGE_NECKS.create(neck, in_channels=image.out_channels, out_channels=neck_channels)
+    return CameraEncoder(image, joined, transform, (out_channels, *ground.cells()))
 
 
 @LIDAR_ENCODERS.register("voxelnet")

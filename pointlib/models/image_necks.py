@@ -90,7 +90,7 @@ class FPN(nn.Module):
     Args:
         in_channels: Channels of each map, finest first.
         out_channels: Channels of the results.
-        num_outs: Results; those beyond the maps are the coarsest result, subsampled by two.
+        num_outs: Results, finest first; those beyond the maps are the coarsest result, subsampled by two.
     """
 
     def __init__(
@@ -103,15 +103,14 @@ class FPN(nn.Module):
         self.in_channels = tuple(in_channels)
         self.out_channels = out_channels
         self.num_outs = len(self.in_channels) if num_outs is None else num_outs
-        if self.num_outs < len(self.in_channels):
-            raise ValueError(
-                f"FPN: num_outs must be at least {len(self.in_channels)}, the number of maps, got {num_outs}"
-            )
+        if self.num_outs < 1:
+            raise ValueError(f"FPN: num_outs must be at least 1, got {num_outs}")
         self.lateral_convs = nn.ModuleList(
             ConvModule(channels, out_channels, 1, norm=False) for channels in self.in_channels
         )
         self.fpn_convs = nn.ModuleList(
-            ConvModule(out_channels, out_channels, 3, norm=False) for _ in self.in_channels
+            ConvModule(out_channels, out_channels, 3, norm=False)
+            for _ in self.in_channels[: self.num_outs]
         )
 
     def forward(self, maps: Sequence[Tensor]) -> tuple[Tensor, ...]:
@@ -121,7 +120,7 @@ class FPN(nn.Module):
         for i in reversed(range(len(laterals) - 1)):
             coarser = F.interpolate(laterals[i + 1], laterals[i].shape[2:], mode="nearest")
             laterals[i] = laterals[i] + coarser
-        out = [conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=True)]
+        out = [conv(x) for conv, x in zip(self.fpn_convs, laterals, strict=False)]
         while len(out) < self.num_outs:
             out.append(out[-1][:, :, ::2, ::2])
         return tuple(out)

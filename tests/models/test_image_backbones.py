@@ -104,6 +104,14 @@ def test_published_sizes() -> None:
         assert sum(p.numel() for p in network.parameters()) == wanted, name
 
 
+def test_a_pyramid_of_the_finest_maps_alone() -> None:
+    whole, finest = filled(FPN((12, 24, 48), 16)), filled(FPN((12, 24, 48), 16, num_outs=1))
+    maps = pyramid(10, (12, 24, 48), 9, 13)
+    assert set(finest.state_dict()) < set(whole.state_dict())
+    (only,) = finest(maps)
+    assert torch.equal(only, whole(maps)[0])
+
+
 # Swin Transformer
 
 
@@ -252,7 +260,7 @@ def test_gradients_and_bfloat16(backbone: str) -> None:
         (lambda: GeneralizedLSSFPN((8,)), "at least 2 maps"),
         (lambda: GeneralizedLSSFPN((8, 16), 4)(pyramid(0, (8, 8), 4, 4)), "maps must be"),
         (lambda: FPN((8, 16), 4)(pyramid(0, (8,), 4, 4)), "maps must be"),
-        (lambda: FPN((8, 16), 4, num_outs=1), "num_outs must be at least 2"),
+        (lambda: FPN((8, 16), 4, num_outs=0), "num_outs must be at least 1"),
         (lambda: LSSFPN((-1, 0), (8, 8))(pyramid(0, (8, 4), 4, 4)), "maps must be"),
     ],
 )
