@@ -82,6 +82,20 @@ def test_suppression_limits_and_order() -> None:
     assert beyond.decode(output)[0].boxes.shape == (0, 9)
 
 
+def test_scaled_suppression() -> None:
+    # Two pedestrians, 0.8 m wide and 2 m apart, in cells of their own.
+    boxes = torch.tensor([[0.7, 0.8, 0, 0.8, 0.8, 1.7, 0, 0, 0]]).repeat(2, 1)
+    boxes[1, 0] += 2.0
+    targets = SceneTargets((boxes,), (torch.tensor([8, 8]),))
+    # 2 m wide they touch; 3.2 m wide their IoU is 0.23.
+    for scale, count in ((1.0, 2), (2.5, 2), (4.0, 1)):
+        scales = [[1.0], [1.0] * 2, [1.0] * 2, [1.0], [1.0] * 2, [scale, 1.0]]
+        network = head(nms_scale=scales)
+        (found,) = network.decode(certain_output(network, targets))
+        assert len(found) == count
+        torch.testing.assert_close(found.boxes[:, 3:6], boxes[:count, 3:6])
+
+
 def test_samples_of_a_batch_do_not_touch() -> None:
     network = head().eval()
     bev = bev_map()
