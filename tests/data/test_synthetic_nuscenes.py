@@ -399,10 +399,10 @@ def test_a_submission_of_the_truth_scores_full_marks(devkit: Any, tmp_path: Path
 def test_one_and_two_workers_write_the_same_bytes(tmp_path: Path) -> None:
     for workers in (1, 2):
         generate_nuscenes(
-            tmp_path / str(workers), scenes=["scene-0916"], samples_per_scene=3, seed=4, workers=workers, **TINY
+            tmp_path / str(workers), scenes=["scene-0916"], samples_per_scene=2, seed=4, workers=workers, **TINY
         )  # fmt: skip
     one, two = contents(tmp_path / "1"), contents(tmp_path / "2")
-    assert one == two and len(one) > 40
+    assert one == two and len(one) > 35
 
 
 def test_an_interrupted_call_goes_on_and_other_settings_are_refused(
