@@ -10,13 +10,14 @@ from pointlib.viz.gallery import draw_scan, draw_scans, find_scans, overview, sh
 from pointlib.viz.map_view import map_view
 from pointlib.viz.painting import save_figure
 from pointlib.viz.range_image import range_image, range_projection
-from pointlib.viz.scene import scene_picture
+from pointlib.viz.scene import draw_prediction, scene_picture
 from pointlib.viz.viewer import show_points
 
 __all__ = [
     "birds_eye",
     "boxes_birds_eye",
     "boxes_on_images",
+    "draw_prediction",
     "draw_scan",
     "draw_scans",
     "find_scans",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -10,12 +11,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure, SubFigure
 
 from pointlib.data.multi_sensor import MultiSensorSample
-from pointlib.sensors import ScenePrediction
+from pointlib.data.nuscenes_map import MAP_CLASSES
+from pointlib.sensors import ScenePrediction, SceneTargets
 from pointlib.viz.box_layers import BoxLayer, add_box_legend, box_layers, found_boxes, true_boxes
 from pointlib.viz.boxes_birds_eye import draw_scene_from_above
 from pointlib.viz.boxes_on_images import camera_rows, draw_cameras
 from pointlib.viz.map_view import check_maps, draw_map, map_legend
-from pointlib.viz.painting import BACKGROUND, FOREGROUND, new_figure
+from pointlib.viz.painting import BACKGROUND, FOREGROUND, new_figure, save_figure
 
 WIDTH = 15.0
 """Of the figure [inch]."""
@@ -80,6 +82,57 @@ def scene_picture(
         )
     add_box_legend(figure, _legend_layers(views, layers))
     return figure
+
+
+def draw_prediction(
+    sample: MultiSensorSample,
+    targets: SceneTargets | None,
+    prediction: ScenePrediction,
+    class_names: Sequence[str],
+    folder: str | Path,
+    *,
+    map_classes: Sequence[str] = MAP_CLASSES,
+    extent: float = 54.0,
+    map_extent: float = 50.0,
+    min_score: float = 0.3,
+    dpi: int = 100,
+) -> Path:
+    """Write the picture of one evaluated sample.
+
+    Args:
+        sample: As the dataset has it.
+        targets: Of the batch of one that was predicted; its map is drawn beside the one found.
+        prediction: What the network answered.
+        class_names: Name of each class of boxes; none for a network without boxes, whose pictures have none.
+        folder: Where the picture goes, named after the sample's token.
+        map_classes: Name of each class of the map.
+        extent: Half of the edge of the view from above [m].
+        map_extent: Half of the edge of the map [m].
+        min_score: Detections that are less certain are left out.
+        dpi: Pixels an inch.
+
+    Returns:
+        The file.
+
+    Raises:
+        ValueError: A map's shape does not fit.
+        OSError: It cannot be written.
+    """
+    if not class_names:
+        sample = sample.replace(boxes=sample.boxes[:0], box_labels=sample.box_labels[:0])
+    masks = None if targets is None else targets.map_masks
+    figure = scene_picture(
+        sample,
+        class_names,
+        prediction,
+        map_truth=None if masks is None else masks[0].cpu().numpy(),
+        map_classes=map_classes,
+        extent=extent,
+        map_extent=map_extent,
+        min_score=min_score,
+    )
+    name = sample.token.replace("/", "_").replace("\\", "_")
+    return save_figure(figure, Path(folder) / f"{name}.png", dpi)
 
 
 def _draw_maps(

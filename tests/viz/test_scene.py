@@ -15,8 +15,15 @@ from pointlib.data.nuscenes_info import NuScenesInfo
 from pointlib.data.nuscenes_map import MAP_CLASSES
 from pointlib.data.pandaset import PandaSet
 from pointlib.geometry import project_points, projection_matrix, rigid_transform, yaw_rotation
-from pointlib.sensors import Detections, ScenePrediction
-from pointlib.viz import boxes_birds_eye, boxes_on_images, map_view, save_figure, scene_picture
+from pointlib.sensors import Detections, ScenePrediction, SceneTargets
+from pointlib.viz import (
+    boxes_birds_eye,
+    boxes_on_images,
+    draw_prediction,
+    map_view,
+    save_figure,
+    scene_picture,
+)
 from pointlib.viz.box_layers import BoxLayer, class_color
 from pointlib.viz.boxes_birds_eye import forward_turn
 from pointlib.viz.boxes_on_images import (
@@ -254,6 +261,17 @@ def test_scene_pictures(kind: str, tmp_path: Path) -> None:
 
 def test_scene_picture_without_cameras() -> None:
     assert pixels(scene_picture(sample([CAR_AHEAD], [0], cameras=()), CLASSES)).any()
+
+
+def test_drawing_predictions_into_a_folder(tmp_path: Path) -> None:
+    scene = sample([CAR_AHEAD], [0], token="002/00")
+    masks = torch.zeros(1, 6, 20, 20, dtype=torch.bool)
+    targets = SceneTargets((torch.zeros(0, 9),), (torch.zeros(0, dtype=torch.int64),), masks)
+    map_only = ScenePrediction(None, torch.rand(6, 20, 20))
+    path = draw_prediction(scene, targets, map_only, (), tmp_path / "pictures", dpi=30)
+    assert path == tmp_path / "pictures" / "002_00.png" and path.stat().st_size > 5000
+    boxes = ScenePrediction(found([CAR_AHEAD], [0.8], [0]))
+    assert draw_prediction(scene, None, boxes, CLASSES, tmp_path, dpi=30).is_file()
 
 
 @pytest.mark.parametrize("dataset", ["nuscenes", "pandaset"])
