@@ -18,6 +18,7 @@ import torch
 
 import pointlib
 from pointlib.tensor import SparseTensor
+from tests.models.tiny_networks import is_multi_sensor, tiny_batch, tiny_multi_sensor, tiny_targets
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -236,6 +237,8 @@ IDLE_BY_PUBLICATION = {"minkunet": "point_transforms."}
 
 def tiny_arguments(name: str) -> dict[str, Any]:
     """Arguments that make a registered model as small as its constructor allows."""
+    if is_multi_sensor(name):
+        return tiny_multi_sensor(name)
     accepted = pointlib.model_info(name).arguments
     return {key: value for key, value in {"cr": 0.25, "num_classes": 5}.items() if key in accepted}
 
@@ -249,7 +252,28 @@ def tiny_scene() -> SparseTensor:
     return SparseTensor(torch.randn(300, 4, generator=generator), coords)
 
 
-@pytest.mark.parametrize("name", pointlib.list_models())
+@pytest.mark.parametrize("name", [n for n in pointlib.list_models() if is_multi_sensor(n)])
+def test_every_multi_sensor_model_runs_learns_and_round_trips(name: str) -> None:
+    arguments = tiny_arguments(name)
+    model: Any = pointlib.create_model(name, **arguments)
+    batch, targets = tiny_batch(), tiny_targets()
+    torch.stack(list(model.loss(model(batch), targets).values())).sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+    torch.manual_seed(1)
+    twin: Any = pointlib.create_model(name, **arguments)
+    twin.load_state_dict(model.state_dict())
+    for mine, theirs in zip(model.eval().predict(batch), twin.eval().predict(batch), strict=True):
+        for field in ("map_probabilities", "detections"):
+            one, other = getattr(mine, field), getattr(theirs, field)
+            assert (one is None) == (other is None)
+            if field == "detections" and one is not None:
+                one, other = one.boxes, other.boxes
+            assert one is None or torch.equal(one, other)
+
+
+@pytest.mark.parametrize("name", [n for n in pointlib.list_models() if not is_multi_sensor(n)])
 def test_every_model_runs_learns_and_round_trips(name: str, tiny_scene: SparseTensor) -> None:
     arguments = tiny_arguments(name)
     model = pointlib.create_model(name, **arguments)

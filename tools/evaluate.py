@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from pointlib.engine.evaluator import Precision
 from pointlib.engine.published import published_checkpoint
 from pointlib.models.checkpoint import read_checkpoint
 from pointlib.ops.memory import keep_freed_memory
+from pointlib.viz import draw_prediction
 
 
 def build_parser() -> ConfigParser:
@@ -62,16 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         if checkpoint.info.task == "segmentation":
             lines = evaluate_points(checkpoint, options, out, _progress_bar)
         else:
-            lines = evaluate_boxes_and_maps(checkpoint, options, out, _progress_bar, _draw)
+            lines = evaluate_boxes_and_maps(
+                checkpoint, options, out, _progress_bar, draw_prediction
+            )
     except (OSError, ValueError, TypeError, ImportError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     print("\n".join(lines))
     return 0
-
-
-def _draw(sample: Any, batch: Any, prediction: Any, classes: Any, target: Path, score: float) -> None:
-    raise ImportError("drawing is not there yet")
 
 
 def _progress_bar(steps: Iterator[int], total: int) -> Iterator[int]:

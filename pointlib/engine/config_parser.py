@@ -81,7 +81,9 @@ class ConfigParser(LightningArgumentParser):
         def walk(node: Mapping[str, Any], prefix: str) -> None:
             for name, value in node.items():
                 key = f"{prefix}{name}"
-                optional = f"{key}.help" in known  # a section that may be null is checked as one value
+                optional = (
+                    f"{key}.help" in known
+                )  # a section that may be null is checked as one value
                 if key in groups and isinstance(value, Mapping) and not optional:
                     walk(value, f"{key}.")
                 elif key not in known and key not in groups:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pointlib.data import SemanticKITTI
 from pointlib.data.multi_sensor import MultiSensorSample, MultiSensorSource
@@ -19,12 +19,28 @@ from pointlib.engine.multi_sensor_evaluator import (
 )
 from pointlib.engine.multi_sensor_sources import Needs, open_source
 from pointlib.models.checkpoint import Checkpoint
-from pointlib.sensors import ScenePrediction
+from pointlib.sensors import ScenePrediction, SceneTargets
 
 Progress = Callable[[Iterator[int], int], Iterator[int]]
-Draw = Callable[
-    [MultiSensorSample, MultiSensorBatch, ScenePrediction, tuple[str, ...], Path, float], None
-]
+
+
+class Draw(Protocol):
+    """Writes the picture of one sample: `pointlib.viz.draw_prediction`, which is not ours to import."""
+
+    def __call__(
+        self,
+        sample: MultiSensorSample,
+        targets: SceneTargets | None,
+        prediction: ScenePrediction,
+        class_names: Sequence[str],
+        folder: str | Path,
+        *,
+        map_classes: Sequence[str],
+        extent: float,
+        map_extent: float,
+        min_score: float,
+    ) -> Path:
+        """The file."""
 
 
 def evaluate_points(
@@ -77,7 +93,12 @@ def evaluate_boxes_and_maps(
     split = options.split or trained_with.get("val_split", "val")
     opened: list[MultiSensorSource] = []
 
+    target = out or Path(checkpoint.path).parent
+    annotated = not (isinstance(split, str) and split.endswith("test"))
+    asked: list[Needs] = []
+
     def open_split(needs: Needs) -> MultiSensorSource:
+        asked.append(needs)
         opened.append(
             open_source(
                 dataset, options.data.root, split, needs, version, feed.get("num_sweeps", 1)
@@ -85,14 +106,20 @@ def evaluate_boxes_and_maps(
         )
         return opened[0]
 
-    target = out or Path(checkpoint.path).parent
-    annotated = not (isinstance(split, str) and split.endswith("test"))
-    names = tuple(checkpoint.info.class_names)
-
     def on_prediction(number: int, batch: MultiSensorBatch, prediction: ScenePrediction) -> None:
         if number < options.pictures:
-            sample = opened[0][number]
-            draw(sample, batch, prediction, names, target / "pictures", options.score_threshold)
+            needs = asked[0]
+            draw(
+                opened[0][number],
+                batch.targets,
+                prediction,
+                needs.class_names,
+                target / "pictures",
+                map_classes=needs.map_classes,
+                extent=needs.point_cloud_range[3],
+                map_extent=needs.map_scope[0][1] if needs.map_scope else 50.0,
+                min_score=options.score_threshold,
+            )
 
     drawing: OnPrediction | None = on_prediction if options.pictures else None
     result = evaluate_scenes(

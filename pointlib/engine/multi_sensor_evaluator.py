@@ -189,7 +189,11 @@ def _predict(
 
 
 def _without(batch: MultiSensorBatch, names: Collection[str]) -> MultiSensorBatch:
-    return dataclasses.replace(batch, sensors=without_sensors(batch.sensors, names)) if names else batch
+    return (
+        dataclasses.replace(batch, sensors=without_sensors(batch.sensors, names))
+        if names
+        else batch
+    )
 
 
 def _new_submission(needs: Needs, sensors: Collection[str]) -> NuScenesSubmission | None:
@@ -214,7 +218,7 @@ def _add(
 
 
 def _camera_names(missing: Collection[str], cameras: tuple[str, ...]) -> list[str]:
-    """ "camera 3" by the camera's own name."""
+    """Turns "camera 3" into the camera's own name."""
     return [
         cameras[int(name.split()[1])] if name.startswith("camera ") and cameras else name
         for name in missing
