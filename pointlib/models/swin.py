@@ -277,7 +277,8 @@ class SwinTransformer(nn.Module):
         drop_path_rate: Stochastic depth of the last block; it grows from 0 at the first.
         patch_norm: Whether embedding and merging of patches end in and begin with a layer norm.
         out_indices: Stages to return, each through a layer norm of its own.
-        with_cp: Whether blocks are recomputed in the backward pass: a third of the memory for a third more time.
+        with_cp: Whether blocks are recomputed in the backward pass: a tenth of the activations is kept, for the time of
+            one more forward pass.
         frozen_stages: -1 trains all; 0 freezes the patch embedding, i > 0 also the first i stages.
         in_channels: Channels of the image.
         patch_size: Edge of a patch [pixels].
