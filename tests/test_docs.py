@@ -15,6 +15,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 QUICK = {
+    "synthetic-nuscenes": "--scenes scene-0061 --samples-per-scene 2 --image-size 64 36 --sweeps 2 --beams 8"
+    " --azimuth-steps 180 --workers 1",
+    "nuscenes": "--workers 1",
     "synthetic": "--sequences 00:2 08:1 --azimuth-steps 90 --beams 16 --workers 1",
     "train.py": "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.limit_val_batches 1"
     " --trainer.precision 32-true --trainer.accelerator cpu --data.num_workers 0 --data.batch_size 1"
@@ -70,14 +73,14 @@ def test_every_block_runs(page: Path, workplace: Path, monkeypatch: pytest.Monke
 
 
 OPTION = re.compile(r"(?<![\w-])--([a-z][\w.-]*)")
-FOREIGN = {"logdir", "nproc_per_node"}
-"""Options of tensorboard and torchrun."""
+FOREIGN = {"logdir", "no-deps", "nproc_per_node"}
+"""Options of tensorboard, pip and torchrun."""
 
 
 def test_every_option_on_a_page_exists(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands = ("check", "synthetic", "range-scans")
+    commands = ("check", "synthetic", "range-scans", "nuscenes", "synthetic-nuscenes")
     calls = [["tools/prepare_data.py", command] for command in commands]
     programs = ("train", "evaluate", "predict", "visualize", "tune")
     calls += [[f"tools/{name}.py"] for name in programs]
