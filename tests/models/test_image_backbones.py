@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from pointlib.models.image_necks import FPN, LSSFPN, GeneralizedLSSFPN
 from pointlib.models.resnet import GeneralizedResNet, ResNet
-from pointlib.models.swin import SwinTransformer, WindowMSA
+from pointlib.models.swin import SwinTransformer
+from pointlib.models.swin_attention import WindowMSA
 from tests.models.camera_inputs import check_answers, filled, golden_facts
 from tests.models.deterministic_weights import uniform_input
 
