@@ -10,8 +10,9 @@ Inference is what stands between the sensors' files and boxes, stage by stage; `
 tensors to boxes, voxelization and kernel maps included and reading files not. `view transform` sorts the pixels' depths
 into cells only when the calibration changes; `new calibration` is its time when it does. A training step is forward,
 loss (with the matching of queries to boxes) and backward, without the optimizer. Each case runs in a process of its
-own; memory is the peak of what is resident on the CPU, libraries included, and of torch's allocations on a GPU. GMACs
-are those of convolutions, linear layers and attention, the padding of windows and images included.
+own. `cpu_ms` is what all threads of the process worked; others on the machine disturb it less. Memory is the peak of
+what is resident on the CPU, libraries included, and of torch's allocations on a GPU. GMACs are those of convolutions,
+linear layers and attention, the padding of windows and images included.
 
     python benchmarks/bevfusion.py                  # eight minutes on two cores; writes results/bevfusion_cpu.json
     python benchmarks/bevfusion.py --device cuda    # results/bevfusion_cuda.json
@@ -111,15 +112,19 @@ def write(path: Path, content: dict[str, Any]) -> None:
 
 def table(facts: dict[str, Any]) -> str:
     """Stages below each other."""
-    lines = [f"{'stage':24}{'ms':>9}{'peak MiB':>10}{'GMACs':>9}{'parameters':>12}"]
-    for name, stage in facts["inference"]["stages"].items():
-        numbers = [stage.get(key) for key in ("ms", "peak_mib", "gmacs", "parameters")]
-        shown = ["" if number is None else f"{number:,}" for number in numbers]
-        lines.append(f"{name:24}{shown[0]:>9}{shown[1]:>10}{shown[2]:>9}{shown[3]:>12}")
-    lines.append(f"end to end {facts['inference']['end_to_end_ms']:,} ms, {facts['gmacs']} GMACs")
-    training = facts["training"]
-    steps = ", ".join(f"{name} {ms:,} ms" for name, ms in training["ms"].items())
-    lines.append(f"training step: {steps}; peak {training['peak_mib']:,} MiB")
+    columns = ("ms", "cpu_ms", "peak_mib", "gmacs", "parameters")
+    lines = [f"{'stage':18}" + "".join(f"{column:>12}" for column in columns)]
+    inference, training = facts["inference"], facts["training"]
+    rows = {**inference["stages"], "end to end": inference["end_to_end"], **training["steps"]}
+    for name, row in rows.items():
+        numbers = [row.get(column) for column in columns]
+        lines.append(
+            f"{name:18}" + "".join(f"{'' if n is None else f'{n:,}':>12}" for n in numbers)
+        )
+    lines.append(
+        f"{facts['parameters']:,} parameters, {facts['gmacs']} GMACs; peak of inference "
+        f"{inference['end_to_end_peak_mib']:,} MiB, of a training step {training['peak_mib']:,} MiB"
+    )
     return "\n".join(lines)
 
 

@@ -79,6 +79,7 @@ def made_up(sweeps: int) -> MultiSensorSample:
         ego2global=np.eye(4),
         map=None,
         token="made-up",
+        timestamp_us=0,
         path="made up",
     )
 

@@ -37,27 +37,35 @@ STAGES = {
 
 
 class Clock:
-    """Time and peak memory of calls, on the CPU or a GPU."""
+    """Time and peak memory of calls, on the CPU or a GPU; and what all threads of the process worked meanwhile."""
 
     def __init__(self, device: str, memory: bool = False) -> None:
         self.device = device
         self.memory = memory
         self.ms: dict[str, list[float]] = {}
+        self.cpu_ms: dict[str, list[float]] = {}
         self.peak_mib: dict[str, float] = {}
 
     @contextlib.contextmanager
     def watch(self, name: str) -> Iterator[None]:
         """Watch what is called within."""
         self._reset()
-        start = self._now()
+        start, worked = self._now(), time.process_time()
         yield
         self.ms.setdefault(name, []).append(1e3 * (self._now() - start))
+        self.cpu_ms.setdefault(name, []).append(1e3 * (time.process_time() - worked))
         if self.memory:
             self.peak_mib[name] = round(self._peak())
 
-    def median_ms(self) -> dict[str, float]:
-        """Median of each name's calls."""
-        return {name: round(statistics.median(times), 1) for name, times in self.ms.items()}
+    def medians(self) -> dict[str, dict[str, float]]:
+        """Medians of each name's calls."""
+        return {
+            name: {
+                "ms": round(statistics.median(times), 1),
+                "cpu_ms": round(statistics.median(self.cpu_ms[name]), 1),
+            }
+            for name, times in self.ms.items()
+        }
 
     def _now(self) -> float:
         if self.device == "cuda":
@@ -97,7 +105,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         stage = inference["stages"][name]
         stage["gmacs"] = round(macs.get(path, 0) / 1e9, 2)
         stage["parameters"] = num_parameters(network.get_submodule(path))
-    inference["stages"] = {"read": {"ms": clock.median_ms()["read"]}, **inference["stages"]}
+    inference["stages"] = {**clock.medians(), **inference["stages"]}
     assert batch.sensors.points is not None and batch.targets is not None
     return {
         "sample": source,
@@ -141,7 +149,7 @@ def train(network: BEVFusion, batch: MultiSensorBatch, args: argparse.Namespace)
     gradients = [parameter.grad for parameter in network.parameters()]
     present = [gradient for gradient in gradients if gradient is not None]
     result = {
-        "ms": clock.median_ms(),
+        "steps": clock.medians(),
         "peak_mib": round(peak),
         "losses": {name: round(value.item(), 4) for name, value in losses.items()},
         "parameters_with_gradient": sum(gradient.numel() for gradient in present),
@@ -185,15 +193,15 @@ def infer(network: BEVFusion, batch: MultiSensorBatch, args: argparse.Namespace)
         with whole.watch("all"):
             run()
     stages: dict[str, dict[str, Any]] = {
-        name: {"ms": ms, "peak_mib": memory.peak_mib[name], "output": shapes.get(name)}
-        for name, ms in clock.median_ms().items()
+        name: {**times, "peak_mib": memory.peak_mib[name], "output": shapes.get(name)}
+        for name, times in clock.medians().items()
     }
     stages["view transform"]["new_calibration_ms"] = round(
         time_of(lambda: renew_plan(network, batch), args.device) + stages["view transform"]["ms"], 1
     )
     return {
         "stages": stages,
-        "end_to_end_ms": whole.median_ms()["all"],
+        "end_to_end": whole.medians()["all"],
         "end_to_end_peak_mib": max(memory.peak_mib.values()),
         "detections": run(),
     }

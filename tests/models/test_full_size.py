@@ -31,6 +31,16 @@ OUTPUTS = {
     "decoder backbone": [[1, 128, 180, 180], [1, 256, 90, 90]],
     "decoder neck": [1, 512, 180, 180],
 }
+GMACS = {
+    "camera backbone": 111.97,
+    "camera neck": 15.64,
+    "view transform": 35.78,
+    "fuser": 25.08,
+    "decoder backbone": 59.72,
+    "decoder neck": 3.19,
+    "head": 27.58,
+}
+"""What the same counter says of the original modules at these sizes."""
 
 
 @pytest.fixture(scope="module")
@@ -65,10 +75,9 @@ def test_sizes_are_the_published_ones(facts: dict[str, Any]) -> None:
     assert {name: stages[name]["parameters"] for name in PARAMETERS} == PARAMETERS
     assert {name: stages[name]["output"] for name in OUTPUTS} == OUTPUTS
     assert facts["inference"]["detections"] == 200
-    # products that follow from sizes alone: the fuser's 3x3 convolution, and the two stages of the decoder
-    cells = 180 * 180
-    assert stages["fuser"]["gmacs"] == pytest.approx(cells * 9 * 336 * 256 / 1e9, abs=0.01)
-    first, second = 9 * 128 * (256 + 5 * 128), 9 * 256 * (128 + 5 * 256)
-    assert stages["decoder backbone"]["gmacs"] == pytest.approx(
-        (cells * first + cells / 4 * second) / 1e9, abs=0.01
-    )
+    gmacs = {name: stage["gmacs"] for name, stage in stages.items() if stage.get("gmacs")}
+    assert {name: gmacs.get(name) for name in GMACS} == GMACS
+    assert (
+        10 < gmacs["sparse encoder"] < 25
+    )  # of one sweep; the count itself is compared in test_lidar_branch_parity
+    assert facts["gmacs"] == pytest.approx(sum(gmacs.values()), abs=0.05)

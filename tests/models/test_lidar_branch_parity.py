@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pointlib.models import count_macs
 from pointlib.models.pillars import PointPillarsEncoder
 from pointlib.models.point_voxelization import PointGrouping
 from pointlib.models.second import SECOND, SECONDFPN
@@ -127,6 +128,7 @@ def test_sparse_encoder_on_real_voxels(
     assert float(view.double().abs().sum()) == pytest.approx(absolute, rel=1e-6)
     at = torch.from_numpy(golden["sparse_encoder_real_places"])
     assert_close(view.flatten()[at], golden["sparse_encoder_real"])
+    assert count_macs(network, x) == 25_456_688_912  # pairs of spconv's index times channels
 
 
 @pytest.mark.parametrize(
