@@ -23,8 +23,8 @@ Padding = int | Sequence[int]
 class SpconvConv3d(Conv3d):
     """Conv3d that holds its kernel as spconv 1.x does, under its name; arguments as Conv3d.
 
-    A state dict with the layout of spconv 2.x, (C_out, x, y, z, C_in), is recognised by its shape when it is loaded. The
-    order of the axes cannot be: mmdetection3d's own encoders and OpenPCDet have z, y, x, and need transposing first.
+    A state dict with the layout of spconv 2.x, (C_out, x, y, z, C_in), is recognised by its shape when it is loaded.
+    The order of the axes cannot be: mmdetection3d's own encoders and OpenPCDet have z, y, x; transpose theirs first.
 
     Attributes:
         weight: (x, y, z, C_in, C_out). Its strides are those of the taps' order in `kernel_map.kernel_taps`, so that
