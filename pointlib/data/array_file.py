@@ -60,7 +60,11 @@ class ArrayFile:
                 f"ArrayFile: {self.path} must have a whole header ({error})."
             ) from error
         first = _aligned(16 + length)
-        buffer = np.memmap(self.path, np.uint8, "r") if size > first else np.zeros(first, np.uint8)
+        buffer = np.zeros(first, np.uint8)
+        if size > first:
+            buffer = np.asarray(
+                np.memmap(self.path, np.uint8, "r")
+            )  # plain arrays are faster to index
         self._arrays = {
             name: _view(buffer, np.dtype(dtype), tuple(shape), first + offset, self.path)
             for name, (dtype, shape, offset) in entries.items()

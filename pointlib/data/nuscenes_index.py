@@ -7,11 +7,12 @@ network is trained in it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pointlib.data.array_file import ArrayFile, write_arrays
-from pointlib.files import locked
+from pointlib.files import locked, write_file
 
 _log = logging.getLogger(__name__)
 
@@ -188,7 +189,7 @@ def index_folder_of(root: str | Path, index_folder: str | Path | None) -> Path:
     return Path(root) / "pointlib_index" if index_folder is None else Path(index_folder)
 
 
-@contextmanager
+@contextlib.contextmanager
 def writing_to(folder: Path) -> Iterator[None]:
     """Explain what to do if nothing can be written to the folder of the index."""
     try:
@@ -228,5 +229,21 @@ def _open_if_current(path: Path, tables: Sequence[Path]) -> ArrayFile | None:
         return None
     if file.meta.get("format") != FORMAT:
         return None
-    current = file.meta["stamps"] == _stamps(tables) or file.meta["digest"] == digest_of(tables)
-    return file if current else None
+    stamps = _stamps(tables)
+    if stamps in (file.meta["stamps"], _remembered(path)):
+        return file
+    if file.meta["digest"] != digest_of(tables):
+        return None
+    with contextlib.suppress(
+        OSError
+    ):  # where it cannot be remembered, tables are compared again next time
+        write_file(path.with_suffix(".stamps"), json.dumps(stamps))
+    return file
+
+
+def _remembered(path: Path) -> Any:
+    """Stamps of tables that were found to hold what the index was built from; None if there are none."""
+    try:
+        return json.loads(path.with_suffix(".stamps").read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -129,6 +129,9 @@ def test_it_is_built_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr("pointlib.data.nuscenes_tables.read_tables", fail)
     os.utime(tree / VERSION / "sample.json", (1, 1))  # copied: other times, same content
     again = load_index(tree, VERSION, folder, progress=False)
+    with monkeypatch.context() as patch:  # and remembers that
+        patch.setattr("pointlib.data.nuscenes_index.digest_of", fail)
+        load_index(tree, VERSION, folder, progress=False)
     np.testing.assert_array_equal(again["boxes"], first["boxes"])
     sent = pickle.dumps(again)
     assert len(sent) < 1000
@@ -239,6 +242,24 @@ def test_damaged_tables_are_named(tmp_path: Path, change: Any, message: str) -> 
     tree = write_tree(tmp_path, change=change)
     with pytest.raises(ValueError, match=message):
         load_index(tree, VERSION, progress=False)
+
+
+def test_a_version_without_annotations(tmp_path: Path) -> None:
+    """As v1.0-test is."""
+
+    def as_test(tables: Tables) -> None:
+        for name in ("sample_annotation", "instance"):
+            tables[name].clear()
+        for scene, name in zip(tables["scene"], ("scene-0077", "scene-0078"), strict=True):
+            scene["name"] = name
+
+    tree = write_tree(tmp_path, "v1.0-test", change=as_test)
+    for task in ("lidarseg", "panoptic"):
+        (tree / "v1.0-test" / f"{task}.json").unlink()
+    source = NuScenes(tree, "v1.0-test", "test", num_sweeps=2)
+    assert len(source) == 6 and source[4].boxes.shape == (0, 9)
+    assert source.class_counts(4).tolist() == [0] * 10 and source.attributes(4) == ()
+    assert source.index.meta["lidarseg_names"] == {}
 
 
 def test_own_splits_are_read(tmp_path: Path) -> None:
