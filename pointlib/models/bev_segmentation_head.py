@@ -37,40 +37,37 @@ class BEVSegmentationOutput(NamedTuple):
 class BEVGridTransform(nn.Module):
     """Sample a bird's-eye map at the centres of other cells, bilinearly; 0 beyond its border.
 
+    The original calls grid_sample, whose gradient on a GPU differs from run to run. Both grids are parallel, so two
+    products with small matrices give the same numbers, repeatably.
+
     Args:
         input_scope: Cells of the map.
         output_scope: Cells to sample.
-        prescale_factor: Enlarge the map by this before; 1 does nothing.
+        prescale_factor: Enlarge the map by this before, bilinearly; 1 does nothing.
     """
 
-    grid: Tensor
+    along_x: Tensor
+    along_y: Tensor
 
     def __init__(
         self, input_scope: Scope, output_scope: Scope, prescale_factor: float = 1.0
     ) -> None:
         super().__init__()
         self.input_size = _num_cells("input_scope", input_scope)
-        self.prescale_factor = prescale_factor
-        centres = []
-        for axis, cells in enumerate(_num_cells("output_scope", output_scope)):
+        output_size = _num_cells("output_scope", output_scope)
+        for axis, name in enumerate(("along_x", "along_y")):
             low, high, _ = input_scope[axis]
             first, _, step = output_scope[axis]
-            metres = (first + step / 2 + step * torch.arange(cells, dtype=torch.float64)).float()
-            centres.append((metres - low) / (high - low) * 2 - 1)
-        x, y = torch.meshgrid(*centres, indexing="ij")
-        # grid_sample's first coordinate runs along the last axis, which is y.
-        self.register_buffer("grid", torch.stack([y, x], -1), persistent=False)
+            cells = torch.arange(output_size[axis], dtype=torch.float64)
+            metres = (first + step / 2 + step * cells).float()
+            places = (metres - low) / (high - low) * 2 - 1
+            weights = _bilinear_weights(self.input_size[axis], places, prescale_factor)
+            self.register_buffer(name, weights, persistent=False)
 
     def forward(self, bev: Tensor) -> Tensor:
         """(B, C, X, Y) map of the input scope to a (B, C, X', Y') map of the output scope, float32."""
         with torch.autocast(bev.device.type, enabled=False):
-            bev = bev.to(self.grid.dtype)
-            if self.prescale_factor != 1:
-                bev = F.interpolate(
-                    bev, scale_factor=self.prescale_factor, mode="bilinear", align_corners=False
-                )
-            grid = self.grid.expand(len(bev), -1, -1, -1)
-            return F.grid_sample(bev, grid, mode="bilinear", align_corners=False)
+            return self.along_x @ bev.to(self.along_x.dtype) @ self.along_y.mT
 
 
 class BEVSegmentationHead(nn.Module):
@@ -153,6 +150,19 @@ class BEVSegmentationHead(nn.Module):
     def decode(self, output: BEVSegmentationOutput) -> Tensor:
         """(B, C, X, Y) float32 probability that class c covers cell (x, y)."""
         return output.logits.float().sigmoid()
+
+
+def _bilinear_weights(cells: int, places: Tensor, prescale_factor: float) -> Tensor:
+    """(N, cells) share of each cell of a row in samples at N places in [-1, 1], the borders of the row."""
+    each = torch.eye(cells)[None, :, :, None]  # in channel c, 1 at cell c
+    if prescale_factor != 1:
+        each = F.interpolate(
+            each, scale_factor=(prescale_factor, 1.0), mode="bilinear", align_corners=False
+        )
+    # grid_sample's first coordinate runs along the last axis, which has one cell.
+    grid = torch.stack([torch.zeros_like(places), places], -1)[None, :, None]
+    samples = F.grid_sample(each, grid, mode="bilinear", align_corners=False)
+    return samples[0, :, :, 0].mT.contiguous()
 
 
 def _num_cells(argument: str, scope: Scope) -> tuple[int, int]:

@@ -192,8 +192,8 @@ class TransFusionHead(nn.Module):
         labels, cells, scores = self._propose(heatmap.detach())
         keys = features.flatten(2).mT
         classes = F.one_hot(labels, len(self.class_names)).mT.to(features.dtype)
-        query = keys.gather(1, cells[..., None].expand(-1, -1, keys.shape[2]))
-        query = query + self.class_encoding(classes).mT
+        samples = torch.arange(len(cells), device=cells.device)[:, None]
+        query = keys[samples, cells] + self.class_encoding(classes).mT
         places = self.positions[cells]
         layers = []
         for decoder, head in zip(self.decoder, self.prediction_heads, strict=True):
