@@ -7,6 +7,7 @@ there, every sample of a batch is decoded.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -104,7 +105,7 @@ class TransFusionHead(nn.Module):
         score_threshold: Detections score more than this.
         post_center_range: Centres of detections are within x, y, z from, then to [m].
         nms_type: "none", "circle" or "rotate": suppress duplicates within a class.
-        nms_threshold: Radius [m] of circles, or IoU of rotated boxes.
+        nms_threshold: Radius [m] of circles, or IoU of rotated boxes; None: as published, 0.41833 m or 0.175.
         nms_classes: Classes to do that in; None: the small classes, as published.
         max_detections: Detections of a sample, the best; None: all queries.
     """
@@ -137,7 +138,7 @@ class TransFusionHead(nn.Module):
         score_threshold: float = 0.0,
         post_center_range: Sequence[float] = (-61.2, -61.2, -10.0, 61.2, 61.2, 10.0),
         nms_type: str = "none",
-        nms_threshold: float = 0.41833,
+        nms_threshold: float | None = None,
         nms_classes: Sequence[str] | None = None,
         max_detections: int | None = None,
     ) -> None:
@@ -152,8 +153,10 @@ class TransFusionHead(nn.Module):
         self.heatmap_weight, self.class_weight = heatmap_weight, class_weight
         self.bbox_weight, self.code_weights = bbox_weight, tuple(code_weights[: self.num_codes])
         self.score_threshold, self.post_center_range = score_threshold, tuple(post_center_range)
-        self.nms_type, self.nms_threshold = nms_type, nms_threshold
-        self.max_detections = max_detections
+        self.nms_type, self.max_detections = nms_type, max_detections
+        if nms_threshold is None:
+            nms_threshold = math.sqrt(0.175) if nms_type == "circle" else 0.175
+        self.nms_threshold = nms_threshold
         if small_classes is None:
             small_classes = [n for n in ("pedestrian", "traffic_cone") if n in self.class_names]
         nms_classes = small_classes if nms_classes is None else nms_classes

@@ -271,8 +271,8 @@ def test_transfusion_losses(queries: TransFusionOutput, facts: dict[str, Any]) -
     ("name", "options"),
     [
         ("none", {}),
-        ("circle", {"nms_type": "circle", "nms_threshold": math.sqrt(0.175)}),
-        ("rotate", {"nms_type": "rotate", "nms_threshold": 0.175}),
+        ("circle", {"nms_type": "circle"}),
+        ("rotate", {"nms_type": "rotate"}),
     ],
 )
 def test_transfusion_decode(
