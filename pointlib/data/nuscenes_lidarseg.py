@@ -19,12 +19,19 @@ from pointlib.geometry import invert
 INSTANCES_PER_CATEGORY = 1000
 """A panoptic label is category * 1000 + instance."""
 
+FULL_INTENSITY = 255
+"""Intensity of a full return in the files; in a scan it is 1, as in SemanticKITTI's."""
+
 LabelKind = Literal["lidarseg", "panoptic"]
 FrameKind = Literal["sweeps", "key_frames"]
 
 
 class NuScenesLidarSeg:
-    """The labelled clouds of one split of nuScenes, as recorded. It is a `ScanSource`.
+    """The labelled clouds of one split of nuScenes. It is a `ScanSource`.
+
+    Points are in LIDAR_TOP's frame, x right, y forward, z up. Intensity, 0 to 255 in the files, is scaled to 0 to 1, so
+    that a network may be trained or used on SemanticKITTI and PandaSet too (Pointcept scales it, mmdetection3d and
+    Cylinder3D do not).
 
     With several frames, the earlier clouds are moved into the frame of the last and every point has its time as a fifth
     column. Only key frames are labelled, and only the last one is scored, as in the challenge: points of earlier clouds
@@ -73,6 +80,7 @@ class NuScenesLidarSeg:
         self.label_map: LabelMap = load_label_map(label_map)
         self.index = load_index(root, version, index_folder)
         self.rows = choose_rows(self.index, split, scenes)[::frame_stride]
+        self.split = split
         self.labels: LabelKind | None = labels
         self._num_frames = num_frames
         self._frames: FrameKind = frames
@@ -90,6 +98,11 @@ class NuScenesLidarSeg:
         """Number of train ids."""
         return self.label_map.num_classes
 
+    @property
+    def with_labels(self) -> bool:
+        """Whether scans have labels."""
+        return self.labels is not None
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -97,8 +110,8 @@ class NuScenesLidarSeg:
         """Read one scan; the points of its key frame come first.
 
         Returns:
-            Points (N, 4), or (N, 5) with the time before the key frame [s] if there are several frames; instances, with
-            panoptic labels, are the labels themselves (category * 1000 + instance), 0 for none.
+            Points (N, 4) with intensity 0 to 1, or (N, 5) with the time before the key frame [s] if there are several
+            frames; instances, with panoptic labels, are the labels themselves (category * 1000 + instance), 0 for none.
 
         Raises:
             IndexError: There is no such scan.
@@ -108,10 +121,11 @@ class NuScenesLidarSeg:
         points = join_sweeps(cloud, self._earlier(index), self._missing_sweeps)
         columns = 5 if self._num_frames > 1 else 4
         points = np.ascontiguousarray(points[:, :columns])
+        points[:, 3] /= FULL_INTENSITY
         if self.labels is None:
             return PointCloudSample(points, path=str(cloud))
         raw, instance = _read_labels(label_file, self.labels)
-        num_key = int(np.count_nonzero(points[:, 4] == 0)) if columns == 5 else len(points)
+        num_key = self.num_own_points(points)
         if len(raw) != num_key:
             raise BadSampleError(
                 f"NuScenesLidarSeg: {label_file} must have one label for each of the {num_key} points of {cloud}, got "
@@ -124,6 +138,11 @@ class NuScenesLidarSeg:
         return PointCloudSample(
             points, labels, str(cloud), instances if self.labels == "panoptic" else None
         )
+
+    @staticmethod
+    def num_own_points(points: npt.NDArray[np.float32]) -> int:
+        """How many points of a scan, the first ones, are of its key frame; the others are of earlier clouds."""
+        return len(points) if points.shape[1] < 5 else int(np.count_nonzero(points[:, 4] == 0))
 
     def paths(self, index: int) -> tuple[Path, Path]:
         """Return the paths of a scan and of its labels; neither need exist."""

@@ -68,6 +68,14 @@ def test_labels_equal_the_devkits(tree: Path, nusc: Any) -> None:
         assert len(np.unique(scan.labels)) > 10
 
 
+def test_intensity_is_scaled(tree: Path) -> None:
+    source = open_tree(tree)
+    raw = np.fromfile(source.paths(1)[0], np.float32).reshape(-1, 5)
+    np.testing.assert_allclose(source[1].points[:, 3], raw[:, 3] / 255, rtol=1e-6)
+    np.testing.assert_array_equal(source[1].points[:, :3], raw[:, :3])
+    assert source.num_own_points(open_tree(tree, num_frames=3)[2].points) == NUM_POINTS
+
+
 def test_panoptic_labels(tree: Path) -> None:
     semantic, panoptic = open_tree(tree)[1], open_tree(tree, labels="panoptic")[1]
     np.testing.assert_array_equal(panoptic.labels, semantic.labels)
