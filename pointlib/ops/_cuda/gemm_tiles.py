@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from pointlib.ops._cuda.engine import ceil_div
-from pointlib.ops._cuda.tiles import TYPES
+from pointlib.ops._cuda.types import ELEMENTS
 from pointlib.ops.dataflow import Dataflow, MapStatistics, half_octave
 
 WARPS = {
@@ -98,7 +98,7 @@ class GemmTile:
 
     def kernel(self, dtype: torch.dtype, capability: int, width: int) -> str:
         """Its name expression. `width`: bytes that features are copied by."""
-        name = TYPES[dtype]
+        name = ELEMENTS[dtype]
         math = "Tf32" if dtype == torch.float32 else f"TensorCores<{name}>"
         shape = (self.rows, self.cols, self.slice_bytes // dtype.itemsize)
         numbers = (*shape, *self.warps(dtype), self.stages(capability), width)
