@@ -130,6 +130,13 @@ class Plan:
         sizes = (dataflow.tile_rows, dataflow.tile_channels, dataflow.slice_bytes)
         return cls(GemmTile(*sizes, exact), dataflow.splits)
 
+    def exists(
+        self, dtype: torch.dtype, channels: Sequence[int], taps: int, capability: int
+    ) -> bool:
+        """Whether there is a kernel for it: what was tuned by another version, or for one input, may have none."""
+        known = tiles(dtype, self.tile.exact, copy_width(dtype, channels), capability)
+        return self.tile in known and 0 <= self.splits <= min(MAX_SPLITS, taps)
+
 
 def copy_width(dtype: torch.dtype, channels: Sequence[int]) -> int:
     """Bytes that rows of features are copied by, 16, 8 or 4: the most that every row begins at a multiple of.

@@ -140,9 +140,9 @@ def convolve(
         tuned = tuned_dataflow(workload, device.name)
         if tuned is not None and tuned.kind == "output_stationary":
             plan = Plan.of(tuned, exact)
-        else:
-            sizes = (pairs.statistics, dtype, channels, c_out, exact)
-            plan = choose_plan(*sizes, device.capability, device.num_sms)
+    if plan is None or not plan.exists(dtype, channels, taps, device.capability):
+        sizes = (pairs.statistics, dtype, channels, c_out, exact)
+        plan = choose_plan(*sizes, device.capability, device.num_sms)
     _launch_splits(feats, weight, pairs, epilogue, out, plan, device.capability, earlier)
     return out
 
