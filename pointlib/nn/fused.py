@@ -13,6 +13,10 @@ from pointlib.ops.fused_conv import fused_sparse_conv
 from pointlib.ops.norm import fold_batch_norm
 from pointlib.tensor import SparseTensor
 
+_FROZEN = "_frozen_scales_and_shifts"
+_Frozen = dict[nn.Module, tuple[Tensor, Tensor]]
+"""Of a batch norm: factor and summand behind each convolution that it follows."""
+
 
 def conv_norm_act(
     x: SparseTensor,
@@ -115,26 +119,23 @@ def _folds(conv: nn.Module, norm: BatchNorm) -> bool:
 
 def _scale_and_shift(conv: Conv3d, norm: BatchNorm) -> tuple[Tensor, Tensor]:
     """Batch norm over running statistics, and the convolution's bias, as a factor and a summand per channel."""
-    known: tuple[Tensor, Tensor] | None = getattr(norm, _FROZEN, None)
-    if known is not None and len(known):
-        return known
+    known: _Frozen | None = getattr(norm, _FROZEN, None)
+    if known is not None and conv in known:
+        return known[conv]
     assert norm.running_mean is not None and norm.running_var is not None
     statistics = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
     scale, shift = fold_batch_norm(*statistics, norm.eps, conv.bias)
     if known is not None:
-        setattr(norm, _FROZEN, (scale, shift))
+        known[conv] = (scale, shift)
     return scale, shift
-
-
-_FROZEN = "_frozen_scale_and_shift"
 
 
 def freeze_batch_norms(model: nn.Module) -> None:
     """Let each batch norm of a network in eval mode fold its parameters at its next use and never again.
 
-    That saves one small operation a convolution. For a copy of
-    a network whose weights stay as they are, such as one recorded as a CUDA graph.
+    That saves one small operation a convolution. For a copy of a network whose weights stay as they are, such as one
+    recorded as a CUDA graph.
     """
     for module in model.modules():
         if isinstance(module, BatchNorm):
-            setattr(module, _FROZEN, ())
+            setattr(module, _FROZEN, {})

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from pointlib.ops import tuned_choices
+from pointlib.ops.tuned_choices import Kind
 
 PAIRS_PER_TAP = 150
 """Pairs that a tap should bring to a tile, on average: about where reading its weights stops to matter."""
@@ -26,7 +27,6 @@ TILES_PER_THREAD = 4
 """So that threads which got easier tiles find more."""
 
 Operation = Literal["forward", "grad_weight"]
-Kind = Literal["output_stationary", "hybrid", "fetch_on_demand", "gather_scatter", "split_pairs"]
 
 
 class MapStatistics(NamedTuple):

@@ -11,14 +11,16 @@ import os
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from pointlib.files import cache_folder, locked, write_file
 
 Choices = dict[str, dict[str, Any]]
 """Key of a workload -> fields of its dataflow."""
 
-FIELDS = {"tile_rows", "tile_channels", "splits", "kind", "slice_bytes"}
+Kind = Literal["output_stationary", "hybrid", "fetch_on_demand", "gather_scatter", "split_pairs"]
+"""What stays while the rest streams by."""
+NUMBERS = {"tile_rows", "tile_channels", "splits", "slice_bytes"}
 
 
 def path() -> Path:
@@ -36,7 +38,7 @@ def read(file: Path) -> Choices:
     """Read choices; a file that is none is reported and passed over, for every choice can be made without it."""
     try:
         choices = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(choices, dict) or any(set(c) != FIELDS for c in choices.values()):
+        if not isinstance(choices, dict) or not all(map(_is_dataflow, choices.values())):
             raise ValueError("its entries are not dataflows")
         return choices
     except FileNotFoundError:
@@ -48,6 +50,13 @@ def read(file: Path) -> Choices:
             stacklevel=2,
         )
         return {}
+
+
+def _is_dataflow(choice: Any) -> bool:
+    if not isinstance(choice, dict) or set(choice) != {*NUMBERS, "kind"}:
+        return False
+    numbers = all(type(choice[name]) is int and choice[name] >= 0 for name in NUMBERS)
+    return numbers and choice["kind"] in get_args(Kind)
 
 
 def add(choices: Mapping[str, Mapping[str, Any]]) -> Path:

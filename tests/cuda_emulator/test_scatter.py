@@ -208,10 +208,10 @@ def test_sorts_and_checks_an_index_once(
     assert len(counting.kernels) == 7
     index.fill_(0)
     assert torch.equal(cuda.scatter_sum(src, index, 10)[1:], torch.zeros(9, 4))
-    known = len(segments._known._values)
+    known = len(segments._known)
     del index
     gc.collect()
-    assert len(segments._known._values) == known - 1
+    assert len(segments._known) == known - 1
 
 
 def test_public_functions_and_their_gradients() -> None:

@@ -92,6 +92,23 @@ def test_what_was_kept_is_launched(emulator: Emulator, monkeypatch: pytest.Monke
     assert len(taken) == 1
 
 
+@pytest.mark.parametrize(
+    "stale",
+    [Dataflow(48, 64, 1, slice_bytes=64), Dataflow(128, 64, 7, slice_bytes=64), Dataflow(512)],
+    ids=["tile", "splits", "of a CPU"],
+)
+def test_what_has_no_kernel_any_more_is_left_to_the_prior(
+    emulator: Emulator, stale: Dataflow
+) -> None:
+    device, call = tunable._Cuda(torch.device("cpu")), recorded()
+    feats, weight = tunable.random_operands(call)
+    num_out = call.workload.statistics.num_out
+    arguments = (feats, weight, None, *call.pairs, num_out, 1, call.identity_tap)
+    untuned = sparse_conv.sparse_conv(*arguments)
+    tuned_choices.add({call.workload.key(device.name): dataclasses.asdict(stale)})
+    assert torch.equal(sparse_conv.sparse_conv(*arguments), untuned)
+
+
 def test_sorting_rows_is_timed_and_wasted_products_are_predicted(emulator: Emulator) -> None:
     device, call = tunable._Cuda(torch.device("cpu")), recorded()
     assert device.preparation(call, 2) > 0

@@ -152,3 +152,14 @@ def test_a_frozen_batch_norm_folds_its_parameters_once() -> None:
         assert torch.equal(conv_norm_act(x, conv, norm, act).feats, expected)
         module.freeze_batch_norms(norm)
         assert not torch.equal(conv_norm_act(x, conv, norm, act).feats, expected)
+
+
+def test_a_frozen_batch_norm_serves_several_convolutions() -> None:
+    x, norm = scan(6), trained_norm(9)
+    convs = [Conv3d(6, 9, bias=True) for _ in range(2)]
+    with torch.inference_mode():
+        expected = [conv_norm_act(x, conv, norm).feats for conv in convs]
+        module.freeze_batch_norms(norm)
+        for _ in range(2):
+            for conv, wanted in zip(convs, expected, strict=True):
+                assert torch.equal(conv_norm_act(x, conv, norm).feats, wanted)

@@ -87,7 +87,9 @@ def test_results_are_those_of_float64(dtype: torch.dtype, channels: tuple[int, i
 
 
 @pytest.mark.parametrize(
-    "lay", [displaced(1), displaced(3), displaced(16), interleaved, transposed], ids=str
+    "lay",
+    [displaced(1), displaced(3), displaced(16), interleaved, transposed],
+    ids=["displaced by 1", "displaced by 3", "displaced by 16", "interleaved", "transposed"],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_features_may_lie_anyhow_in_memory(
@@ -104,7 +106,11 @@ def test_features_may_lie_anyhow_in_memory(
         expect_equal(moved, expected)
 
 
-@pytest.mark.parametrize("lay", [displaced(1), interleaved, transposed], ids=str)
+@pytest.mark.parametrize(
+    "lay",
+    [displaced(1), interleaved, transposed],
+    ids=["displaced by 1", "interleaved", "transposed"],
+)
 def test_coordinates_may_lie_anyhow_in_memory(lay: Callable[[Tensor], Tensor]) -> None:
     expect_equal(coord_results(prepare=lay), coord_results())
 

@@ -64,7 +64,18 @@ def test_processes_lose_nothing_of_each_other() -> None:
     assert len(tuned_choices.load()) == 60
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"a": 1}', '{"a": {"tile_rows": 64}}', "\xff"])
+def text(**changes: object) -> str:
+    """A file with one entry."""
+    return json.dumps({"a": {**entry(64), **changes}})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("{", "[]", '{"a": 1}', '{"a": {"tile_rows": 64}}', "\xff"),
+        *(text(tile_rows=-1), text(splits=1.5), text(splits=True), text(kind="wgmma")),
+    ],
+)
 def test_a_broken_file_is_reported_and_passed_over(cache: Path, content: str) -> None:
     cache.mkdir()
     (cache / "dataflows.json").write_bytes(content.encode("latin-1"))

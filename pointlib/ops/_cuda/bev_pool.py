@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cuda import engine
-from pointlib.ops._cuda.rows import ELEMENTS, VECTOR_BYTES, accumulator, widest
+from pointlib.ops._cuda.rows import VECTOR_BYTES, widest
+from pointlib.ops._cuda.types import ELEMENTS, accumulator
 
 SOURCE = "bev_pool.cu"
 WARP, WARPS = 32, 8

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cuda import engine
-from pointlib.ops._cuda.rows import ELEMENTS
+from pointlib.ops._cuda.types import ELEMENTS
 
 SOURCE = "boxes.cu"
 WARP = 32

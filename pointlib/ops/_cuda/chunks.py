@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.remembered import Remembered
 
 
@@ -49,7 +50,7 @@ def chunk_pairs(offset_ptr: Tensor, size: int, like: Tensor) -> Chunks:
 
 def chunk_rows(rows: int, size: int, like: Tensor) -> Chunks:
     """The same for one tap through which every row, of one at least, feeds itself; made on the device."""
-    count = -(-rows // size)
+    count = engine.ceil_div(rows, size)
     numbers = torch.arange(count + 1, dtype=torch.int64, device=like.device)
     bounds = (numbers * size).clamp_(max=rows)
     return Chunks(count, bounds, torch.zeros_like(numbers[:count]), numbers[:2] * count)

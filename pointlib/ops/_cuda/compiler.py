@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pointlib.ops import _cuda
+from pointlib.ops import OLDEST_CAPABILITY, _cuda
 from pointlib.ops._cuda import engine
 
 OPTIONS: dict[str, Any] = {"std": "c++17", "lineinfo": True, "ptxas_options": ["-v"]}
 """NVRTC's defaults otherwise: no fast math (denormals kept, exact division and square root), fused multiply-add."""
-OLDEST = 75
+OLDEST = 10 * OLDEST_CAPABILITY[0] + OLDEST_CAPABILITY[1]
 ARCHITECTURE_SPECIFIC = (9, 10)
 """Major capabilities whose `a` features (wgmma, tcgen05) kernels may use; such code runs on that one capability."""
 HEADER = "cuda_fp16.h"
@@ -79,7 +79,8 @@ def _ask_nvrtc(question: str) -> Any:
             f"pointlib: NVRTC must be installed, in the release of torch's CUDA, got {error}. It comes with "
             f'CUDA builds of torch, or: pip install "{package}=={major}.*"'
         ) from error
-    assert int(status) == 0, f"{question}: {status}"
+    if int(status):
+        raise RuntimeError(f"pointlib: NVRTC must answer {question}, got error {int(status)}.")
     return answer[0] if len(answer) == 1 else tuple(answer)
 
 

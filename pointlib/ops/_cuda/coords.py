@@ -125,7 +125,10 @@ def remember_sorted(
 
 def _sort_sites(coords: Tensor) -> SortedSites:
     rows, coords = len(coords), aligned(coords)
-    assert rows <= torch.iinfo(torch.int32).max, "a map holds rows as int32"
+    if rows > torch.iinfo(torch.int32).max:
+        raise ValueError(
+            f"kernel map: coords must have fewer than 2^31 rows, got {rows}. Split the batch."
+        )
     bounds, keys = _pack(coords)
     keys, indices = torch.sort(keys, stable=True)
     order = coords.new_empty(rows)

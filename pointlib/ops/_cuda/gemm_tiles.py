@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 
 from pointlib.ops._cuda.engine import ceil_div
-from pointlib.ops._cuda.tiles import TYPES
+from pointlib.ops._cuda.types import ELEMENTS
 from pointlib.ops.dataflow import Dataflow, MapStatistics, half_octave
 
 WARPS = {
@@ -98,7 +98,7 @@ class GemmTile:
 
     def kernel(self, dtype: torch.dtype, capability: int, width: int) -> str:
         """Its name expression. `width`: bytes that features are copied by."""
-        name = TYPES[dtype]
+        name = ELEMENTS[dtype]
         math = "Tf32" if dtype == torch.float32 else f"TensorCores<{name}>"
         shape = (self.rows, self.cols, self.slice_bytes // dtype.itemsize)
         numbers = (*shape, *self.warps(dtype), self.stages(capability), width)
@@ -129,6 +129,13 @@ class Plan:
         """Read what tuning has kept."""
         sizes = (dataflow.tile_rows, dataflow.tile_channels, dataflow.slice_bytes)
         return cls(GemmTile(*sizes, exact), dataflow.splits)
+
+    def exists(
+        self, dtype: torch.dtype, channels: Sequence[int], taps: int, capability: int
+    ) -> bool:
+        """Whether there is a kernel for it: what was tuned by another version, or for one input, may have none."""
+        known = tiles(dtype, self.tile.exact, copy_width(dtype, channels), capability)
+        return self.tile in known and 0 <= self.splits <= min(MAX_SPLITS, taps)
 
 
 def copy_width(dtype: torch.dtype, channels: Sequence[int]) -> int:

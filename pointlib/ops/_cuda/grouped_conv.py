@@ -9,7 +9,8 @@ from torch import Tensor
 
 from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.row_map import row_map
-from pointlib.ops._cuda.tiles import TYPES, rows_are_vectors
+from pointlib.ops._cuda.tiles import rows_are_vectors
+from pointlib.ops._cuda.types import ELEMENTS
 
 SOURCE = "grouped_conv.cu"
 BLOCK = 256
@@ -69,17 +70,17 @@ def _columns(dtype: torch.dtype) -> int:
 
 
 def _grouped_kernel(dtype: torch.dtype) -> str:
-    return f"pointlib::grouped_conv<{TYPES[dtype]}>"
+    return f"pointlib::grouped_conv<{ELEMENTS[dtype]}>"
 
 
 def _depthwise_kernel(dtype: torch.dtype, columns: int) -> str:
-    return f"pointlib::depthwise_conv<{TYPES[dtype]}, {columns}>"
+    return f"pointlib::depthwise_conv<{ELEMENTS[dtype]}, {columns}>"
 
 
 def variants(capability: int) -> Iterator[tuple[str, str]]:
     """Every kernel of this file, as (source, name)."""
     del capability
-    for dtype in TYPES:
+    for dtype in ELEMENTS:
         yield SOURCE, _grouped_kernel(dtype)
         yield SOURCE, _depthwise_kernel(dtype, 1)
         yield SOURCE, _depthwise_kernel(dtype, _columns(dtype))

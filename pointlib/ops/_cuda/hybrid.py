@@ -11,10 +11,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdRef
 
 from pointlib.ops._cuda.implicit_gemm import SMALL_CHANNELS, Epilogue, Pairs, convolve
-from pointlib.ops._cuda.remembered import Remembered, state_of
+from pointlib.ops._cuda.remembered import RememberedPair
 from pointlib.ops._cuda.weight_stationary import fetch_on_demand, tap_sums
 
 RARE = 16
@@ -61,30 +60,26 @@ def hybrid(feats: Tensor, weight: Tensor, bias: Tensor | None, pairs: Pairs) -> 
 class _Known(NamedTuple):
     """What was cut, to tell that it is still the same, and the parts."""
 
-    in_index: WeakIdRef
-    state: tuple[object, ...]
     offset_ptr: Tensor
+    num_out: int
     parts: Parts
 
 
-_known: Remembered[_Known] = Remembered()
-"""From out_index."""
+_known: RememberedPair[_Known] = RememberedPair()
 
 
 def split_taps(pairs: Pairs) -> Parts:
     """Tell common taps from rare ones. Remembered for as long as the index tensors live and are not written to."""
     in_index, out_index, offset_ptr = pairs[:3]
     assert in_index is not None and out_index is not None and offset_ptr is not None
-    known = _known.get(out_index)
+    known = _known.get(in_index, out_index)
     if (
         known is None
-        or known.in_index() is not in_index
-        or known.state != (*state_of(in_index), pairs.num_out)
+        or known.num_out != pairs.num_out
         or not torch.equal(known.offset_ptr, offset_ptr)
     ):
-        state = (*state_of(in_index), pairs.num_out)
-        known = _Known(WeakIdRef(in_index), state, offset_ptr.clone(), _split(pairs))
-        _known.put(out_index, known)
+        known = _Known(offset_ptr.clone(), pairs.num_out, _split(pairs))
+        _known.put(in_index, out_index, known)
     return known.parts
 
 

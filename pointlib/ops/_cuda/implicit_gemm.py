@@ -12,7 +12,8 @@ from torch import Tensor
 from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.gemm_tiles import EXACT_WARPS, Plan, choose_plan, copy_width, tiles
 from pointlib.ops._cuda.row_map import RowMap, is_known, row_map
-from pointlib.ops._cuda.tiles import TYPES, on_tensor_cores, tensor_core_types
+from pointlib.ops._cuda.tiles import on_tensor_cores, tensor_core_types
+from pointlib.ops._cuda.types import ELEMENTS, accumulator
 from pointlib.ops.dataflow import MapStatistics, Workload, tuned_dataflow
 
 SOURCE = "implicit_gemm.cu"
@@ -119,7 +120,7 @@ def convolve(
         epilogue = epilogue._replace(residual=residual)
         wide = [part.float() for part in feats]
         return out.copy_(convolve(wide, weight, pairs, epilogue, plan=plan, earlier=earlier))
-    sums = torch.float64 if dtype == torch.float64 else torch.float32
+    sums = accumulator(dtype)
     scale, shift, residual, slope = epilogue
     scale, shift = (None if t is None else _aligned(t.to(sums)) for t in (scale, shift))
     residual = None if residual is None else residual.contiguous()
@@ -139,9 +140,9 @@ def convolve(
         tuned = tuned_dataflow(workload, device.name)
         if tuned is not None and tuned.kind == "output_stationary":
             plan = Plan.of(tuned, exact)
-        else:
-            sizes = (pairs.statistics, dtype, channels, c_out, exact)
-            plan = choose_plan(*sizes, device.capability, device.num_sms)
+    if plan is None or not plan.exists(dtype, channels, taps, device.capability):
+        sizes = (pairs.statistics, dtype, channels, c_out, exact)
+        plan = choose_plan(*sizes, device.capability, device.num_sms)
     _launch_splits(feats, weight, pairs, epilogue, out, plan, device.capability, earlier)
     return out
 
@@ -171,8 +172,7 @@ def _launch_splits(
     ends = (0, taps) if known is None or plan.splits < 2 else known.split_ptr
     partial = earlier
     if partial is None and len(ends) > 2:
-        kind = torch.float64 if dtype == torch.float64 else torch.float32
-        partial = out.new_empty(out.shape, dtype=kind)
+        partial = out.new_empty(out.shape, dtype=accumulator(dtype))
     rows = (None, None, None) if known is None else known[:3]
     finish = (epilogue.scale, epilogue.shift, epilogue.residual, _bits(epilogue.negative_slope))
     blocks = engine.ceil_div(pairs.num_out, tile.rows) * engine.ceil_div(c_out, tile.cols)
@@ -249,7 +249,7 @@ def _bits(value: float) -> int:
 
 def _small_kernel(dtype: torch.dtype, channels: int) -> str:
     shape = f"{channels}, {SMALL_ROWS}, {SMALL_COLS}, {SMALL_BLOCK}"
-    return f"pointlib::small_channels<{TYPES[dtype]}, {shape}>"
+    return f"pointlib::small_channels<{ELEMENTS[dtype]}, {shape}>"
 
 
 def variants(capability: int) -> Iterator[tuple[str, str]]:
@@ -261,6 +261,6 @@ def variants(capability: int) -> Iterator[tuple[str, str]]:
             if width >= dtype.itemsize:
                 for tile in tiles(dtype, exact, width, capability):
                     yield SOURCE, tile.kernel(dtype, capability, width)
-    for dtype in TYPES:
+    for dtype in ELEMENTS:
         if dtype != torch.bfloat16 or capability >= 80:
             yield from ((SMALL_SOURCE, _small_kernel(dtype, c)) for c in SMALL_CHANNELS)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cuda import engine
-from pointlib.ops._cuda.rows import BLOCK, ELEMENTS, accumulator, feature_layout, parameter, widest
+from pointlib.ops._cuda.rows import BLOCK, feature_layout, parameter, widest
+from pointlib.ops._cuda.types import ELEMENTS, accumulator
 
 SOURCE = "norm.cu"
 ROWS_OF_GROUP = 8
@@ -17,7 +18,7 @@ ROWS_OF_GROUP = 8
 MAX_BLOCKS = 1024
 FINISH_CHANNELS = 8
 """Channels of a block, as in norm.cu."""
-_SUMS = {torch.float32: "float", torch.float64: "double"}
+_SUMS = (torch.float32, torch.float64)
 
 
 def batch_norm(
@@ -114,13 +115,13 @@ def fold_batch_norm(
     earlier_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """A batch norm over known statistics as scale and shift, in one launch."""
-    sums = torch.float64 if mean.dtype == torch.float64 else torch.float32
+    sums = accumulator(mean.dtype)
     given = (mean, var, weight, bias, earlier_bias)
     statistics = [None if t is None else t.to(sums).contiguous() for t in given]
     scale, shift = (mean.new_empty(mean.shape, dtype=sums) for _ in range(2))
     grid = engine.ceil_div(len(mean), BLOCK)
     engine.launch(
-        *(SOURCE, f"pointlib::fold_batch_norm<{_SUMS[sums]}>", grid, BLOCK),
+        *(SOURCE, f"pointlib::fold_batch_norm<{ELEMENTS[sums]}>", grid, BLOCK),
         *(*statistics, *_halves(eps), len(mean), scale, shift),
     )
     return scale.to(mean.dtype), shift.to(mean.dtype)
@@ -146,13 +147,13 @@ def _kernel(name: str, dtype: torch.dtype, vector: int) -> str:
 
 
 def _finish_kernel(name: str, sums: torch.dtype) -> str:
-    return f"pointlib::finish_{name}<{_SUMS[sums]}>"
+    return f"pointlib::finish_{name}<{ELEMENTS[sums]}>"
 
 
 def variants(capability: int) -> Iterator[tuple[str, str]]:
     """Every kernel of this file, as (source, name)."""
     del capability
-    yield from ((SOURCE, f"pointlib::fold_batch_norm<{sums}>") for sums in _SUMS.values())
+    yield from ((SOURCE, f"pointlib::fold_batch_norm<{ELEMENTS[sums]}>") for sums in _SUMS)
     for name in ("moments", "grad_moments"):
         yield from ((SOURCE, _finish_kernel(name, sums)) for sums in _SUMS)
     for name in ("moments", "normalize", "grad_moments", "grad_normalize"):

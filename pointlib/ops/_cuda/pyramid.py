@@ -120,7 +120,11 @@ class PyramidPlan:
             coords: (capacity of level 0, 4) int32 `[batch, x, y, z]`; distinct in the first rows.
             count: (1,) int64 on the device, how many rows that is.
         """
-        assert len(coords) == self.capacities[0], "coords must fill the capacity of level 0"
+        if len(coords) != self.capacities[0]:
+            raise ValueError(
+                f"PyramidPlan.build: coords must have the {self.capacities[0]} rows of level 0, got {len(coords)}; "
+                "fill it up with any rows"
+            )
         coords, status = sites.aligned(coords), coords.new_zeros(1)
         bounds = sites.bounds_of(coords, count)
         found = self.find_sites(coords, count, bounds, status)

@@ -11,7 +11,8 @@ from torch import Tensor
 from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.remembered import Remembered
 from pointlib.ops._cuda.row_map import row_map
-from pointlib.ops._cuda.tiles import TYPES, rows_are_vectors, stages
+from pointlib.ops._cuda.tiles import rows_are_vectors, stages
+from pointlib.ops._cuda.types import ELEMENTS
 
 SOURCE = "quantized.cu"
 HEADER = struct.Struct("<8s3q32x")
@@ -174,11 +175,11 @@ def _conv_kernel(rows: int, columns: int) -> str:
 
 
 def _quantize_kernel(dtype: torch.dtype) -> str:
-    return f"pointlib::quantize_int8<{TYPES[dtype]}>"
+    return f"pointlib::quantize_int8<{ELEMENTS[dtype]}>"
 
 
 def variants(capability: int) -> Iterator[tuple[str, str]]:
     """Every kernel of this file, as (source, name)."""
     del capability
     yield from ((SOURCE, _conv_kernel(*tile)) for tile in TILES)
-    yield from ((SOURCE, _quantize_kernel(dtype)) for dtype in TYPES)
+    yield from ((SOURCE, _quantize_kernel(dtype)) for dtype in ELEMENTS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Generic, TypeVar
 
 from torch import Tensor
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakIdKeyDictionary, WeakIdRef
 
 T = TypeVar("T")
 
@@ -31,3 +31,36 @@ class Remembered(Generic[T]):
         """Remember the value, and return it."""
         self._values[tensor] = (state_of(tensor), value)
         return value
+
+    def __len__(self) -> int:
+        """Tensors that live and have a value."""
+        return len(self._values)
+
+
+class RememberedPair(Generic[T]):
+    """A value for each last tensor, as long as the first one is the same and neither is written to."""
+
+    def __init__(self) -> None:
+        self._known: Remembered[tuple[WeakIdRef | None, tuple[object, ...] | None, T]] = (
+            Remembered()
+        )
+
+    def get(self, first: Tensor | None, last: Tensor) -> T | None:
+        """The value, or None if there is none of these two as they are now."""
+        known = self._known.get(last)
+        if known is None:
+            return None
+        reference, state, value = known
+        if first is None or reference is None:
+            return value if first is None and reference is None else None
+        return value if reference() is first and state == state_of(first) else None
+
+    def put(self, first: Tensor | None, last: Tensor, value: T) -> T:
+        """Remember the value, and return it."""
+        reference = None if first is None else WeakIdRef(first)
+        self._known.put(last, (reference, None if first is None else state_of(first), value))
+        return value
+
+    def __len__(self) -> int:
+        """Last tensors that live and have a value."""
+        return len(self._known)

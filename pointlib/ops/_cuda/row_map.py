@@ -13,10 +13,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdRef
 
 from pointlib.ops._cuda import engine
-from pointlib.ops._cuda.remembered import Remembered, state_of
+from pointlib.ops._cuda.remembered import Remembered, RememberedPair
 
 SOURCE = "row_map.cu"
 BLOCK = 256
@@ -52,17 +51,15 @@ class RowMap(NamedTuple):
 
 @dataclass
 class _Known:
-    """What was derived from an out_index, and from what else."""
+    """What was derived from two index tensors, and from what else."""
 
-    in_index: WeakIdRef
-    in_state: tuple[object, ...]
     offset_ptr: Tensor
     num_out: int
     rows: tuple[Tensor, Tensor, Tensor]
     orders: dict[int, Tensor] = field(default_factory=dict)
 
 
-_known: Remembered[_Known] = Remembered()
+_known: RememberedPair[_Known] = RememberedPair()
 _offsets: Remembered[dict[torch.device, Tensor]] = Remembered()
 """Copies of an offset_ptr on other devices."""
 
@@ -105,14 +102,12 @@ def remember_rows(
 ) -> None:
     """Tell `row_map` of rows that were found without pairs; the three tensors then only stand for them."""
     found, orders = rows[:3], {rows.order.shape[0]: rows.order, 0: rows.order[:0]}
-    state = state_of(in_index)
-    known = _Known(WeakIdRef(in_index), state, offset_ptr.clone(), num_out, found, orders)
-    _known.put(out_index, known)
+    _known.put(in_index, out_index, _Known(offset_ptr.clone(), num_out, found, orders))
 
 
 def is_known(in_index: Tensor, out_index: Tensor) -> bool:
     """Whether `row_map` has the row form of these pairs already; not of their transpose."""
-    return _find(in_index, out_index) is not None
+    return _known.get(in_index, out_index) is not None
 
 
 def split_ptr(volume: int, splits: int) -> tuple[int, ...]:
@@ -135,20 +130,12 @@ def remember_offsets(offset_ptr: Tensor, copy: Tensor) -> None:
     _offsets.put(offset_ptr, {copy.device: copy})
 
 
-def _find(in_index: Tensor, out_index: Tensor) -> _Known | None:
-    known = _known.get(out_index)
-    if known is None or known.in_index() is not in_index or known.in_state != state_of(in_index):
-        return None
-    return known
-
-
 def _remembered(in_index: Tensor, out_index: Tensor, offset_ptr: Tensor, num_out: int) -> _Known:
-    known = _find(in_index, out_index)
+    known = _known.get(in_index, out_index)
     if known and known.num_out == num_out and torch.equal(known.offset_ptr, offset_ptr):
         return known
     rows = _rows(in_index, out_index, offset_ptr, num_out)
-    known = _Known(WeakIdRef(in_index), state_of(in_index), offset_ptr.clone(), num_out, rows)
-    return _known.put(out_index, known)
+    return _known.put(in_index, out_index, _Known(offset_ptr.clone(), num_out, rows))
 
 
 def _rows(

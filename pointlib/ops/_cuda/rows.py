@@ -8,18 +8,12 @@ import torch
 from torch import Tensor
 
 from pointlib.ops._cuda import engine
+from pointlib.ops._cuda.types import accumulator
 
 BLOCK = 256
 MAX_LANES = 64
 """Vectors of a row that one block takes; longer rows are continued by other blocks."""
 VECTOR_BYTES = 16
-ELEMENTS = {
-    torch.float32: "float",
-    torch.float64: "double",
-    torch.float16: "__half",
-    torch.bfloat16: "__nv_bfloat16",
-}
-"""Names of the dtypes of features in device code."""
 
 
 class Layout(NamedTuple):
@@ -77,8 +71,3 @@ def parameter(value: Tensor | None, feats: Tensor) -> Tensor | None:
 def widest(dtype: torch.dtype) -> int:
     """Channels of a 16-byte vector."""
     return VECTOR_BYTES // dtype.itemsize
-
-
-def accumulator(dtype: torch.dtype) -> torch.dtype:
-    """What values of a dtype are summed in."""
-    return torch.promote_types(dtype, torch.float32)

@@ -11,13 +11,12 @@ from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.index_check import assert_in_range, range_flag, remember_in_range
 from pointlib.ops._cuda.rows import (
     BLOCK,
-    ELEMENTS,
-    accumulator,
     feature_layout,
     layout,
     widest,
 )
 from pointlib.ops._cuda.segments import TILE, Segments, segments
+from pointlib.ops._cuda.types import ELEMENTS, accumulator
 
 SOURCE = "scatter.cu"
 MERGE_BLOCKS = 1024

@@ -8,11 +8,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils.weak import WeakIdRef
 
 from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.index_check import assert_in_range, range_flag
-from pointlib.ops._cuda.remembered import Remembered, state_of
+from pointlib.ops._cuda.remembered import RememberedPair
 from pointlib.ops._cuda.rows import BLOCK
 
 SOURCE = "segments.cu"
@@ -43,14 +42,13 @@ class Segments(NamedTuple):
 
 @dataclass
 class _Known:
-    """Segments of an out_index, and what else they come from."""
+    """Segments of two index tensors, and what else they come from."""
 
-    in_index: WeakIdRef | None
     sizes: tuple[object, ...]
     segments: Segments
 
 
-_known: Remembered[_Known] = Remembered()
+_known: RememberedPair[_Known] = RememberedPair()
 
 
 def segments(
@@ -81,23 +79,12 @@ def segments(
         raise ValueError(
             f"{caller}: pairs and rows must be fewer than {LIMIT}, got {largest}. Reduce them in parts."
         )
-    in_state = None if in_index is None else state_of(in_index)
-    sizes = (in_state, num_in, num_out, each)
-    known = _known.get(out_index)
-    if (
-        known is None
-        or known.sizes != sizes
-        or not _same(known.in_index, in_index)
-        or (keep_pair and known.segments.pair is None)
-    ):
+    sizes = (num_in, num_out, each)
+    known = _known.get(in_index, out_index)
+    if known is None or known.sizes != sizes or (keep_pair and known.segments.pair is None):
         found = _sorted(caller, in_index, out_index, num_in, num_out, each, keep_pair)
-        reference = None if in_index is None else WeakIdRef(in_index)
-        known = _known.put(out_index, _Known(reference, sizes, found))
+        known = _known.put(in_index, out_index, _Known(sizes, found))
     return known.segments
-
-
-def _same(reference: WeakIdRef | None, tensor: Tensor | None) -> bool:
-    return tensor is None if reference is None else reference() is tensor
 
 
 def _sorted(

@@ -10,12 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-TYPES = {
-    torch.float16: "__half",
-    torch.bfloat16: "__nv_bfloat16",
-    torch.float32: "float",
-    torch.float64: "double",
-}
+from pointlib.ops._cuda.types import ELEMENTS
 
 
 @dataclass(frozen=True)
@@ -50,7 +45,7 @@ class Product:
     @property
     def arguments(self) -> str:
         """Template arguments of a kernel."""
-        return f"{TYPES[self.dtype]}, {self.m}, {self.n}, {self.depth}"
+        return f"{ELEMENTS[self.dtype]}, {self.m}, {self.n}, {self.depth}"
 
     def shared_bytes(self, capability: int, transposed: bool) -> int:
         """Of all stages. `transposed`: a row of the first panel is a step in depth, not a row of the tile."""

@@ -10,13 +10,14 @@ from torch import Tensor
 from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.coords import sorted_sites
 from pointlib.ops._cuda.index_check import assert_in_range, range_flag, remember_in_range
-from pointlib.ops._cuda.rows import BLOCK, ELEMENTS, accumulator, feature_layout, widest
+from pointlib.ops._cuda.rows import BLOCK, feature_layout, widest
 from pointlib.ops._cuda.scatter import sum_rows
+from pointlib.ops._cuda.types import ELEMENTS, accumulator
 
 SOURCE = "voxelize.cu"
 COLUMNS = 4
 """Threads of a point, as in trilinear_corners of voxelize.cu."""
-_POINTS = {torch.float32: "float", torch.float64: "double"}
+_POINTS = (torch.float32, torch.float64)
 
 
 def devoxelize(feats: Tensor, index: Tensor, weights: Tensor) -> Tensor:
@@ -79,7 +80,7 @@ def _kernel(dtype: torch.dtype, vector: int) -> str:
 
 
 def _corners_kernel(dtype: torch.dtype) -> str:
-    return f"pointlib::trilinear_corners<{_POINTS[dtype]}>"
+    return f"pointlib::trilinear_corners<{ELEMENTS[dtype]}>"
 
 
 def variants(capability: int) -> Iterator[tuple[str, str]]:

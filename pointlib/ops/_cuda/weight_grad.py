@@ -10,13 +10,13 @@ from torch import Tensor
 from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.chunks import chunk_pairs, chunk_rows
 from pointlib.ops._cuda.tiles import (
-    TYPES,
     Product,
     exact_types,
     on_tensor_cores,
     rows_are_vectors,
     tensor_core_types,
 )
+from pointlib.ops._cuda.types import ELEMENTS, accumulator
 
 SOURCE = "weight_grad.cu"
 BLOCK = 256
@@ -65,7 +65,7 @@ def weight_grad(
     if groups > 1:
         kernel, block = _grouped_kernel(feats.dtype), BLOCK
         tiles = engine.ceil_div(out[0].numel(), 32)
-        shared = BLOCK * _accumulator(feats.dtype).itemsize
+        shared = BLOCK * accumulator(feats.dtype).itemsize
         last: tuple[int, ...] = (groups,)
     else:
         tile = _choose_tile(feats.dtype, c_in, c_out, device.capability)
@@ -80,7 +80,7 @@ def weight_grad(
     else:
         in_index, out_index = in_index.contiguous(), out_index.contiguous()
         chunks = chunk_pairs(offset_ptr, size, feats)
-    partial = feats.new_empty((chunks.num_chunks, *out.shape[1:]), dtype=_accumulator(feats.dtype))
+    partial = feats.new_empty((chunks.num_chunks, *out.shape[1:]), dtype=accumulator(feats.dtype))
     engine.launch(
         *(SOURCE, kernel, chunks.num_chunks * tiles, block),
         *(feats, grad, in_index, out_index, chunks.bounds, partial, c_in, c_out, *last),
@@ -91,10 +91,6 @@ def weight_grad(
         *(partial, chunks.tap_ptr, out, taps, out[0].numel()),
     )
     return out
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def chunk_candidates(feats: Tensor, pairs: int, c_out: int) -> list[int]:
@@ -137,11 +133,11 @@ def _kernel(tile: Product) -> str:
 
 
 def _grouped_kernel(dtype: torch.dtype) -> str:
-    return f"pointlib::weight_grad_grouped<{TYPES[dtype]}>"
+    return f"pointlib::weight_grad_grouped<{ELEMENTS[dtype]}>"
 
 
 def _sum_kernel(dtype: torch.dtype) -> str:
-    return f"pointlib::add_chunks<{TYPES[dtype]}>"
+    return f"pointlib::add_chunks<{ELEMENTS[dtype]}>"
 
 
 def variants(capability: int) -> Iterator[tuple[str, str]]:
@@ -152,6 +148,6 @@ def variants(capability: int) -> Iterator[tuple[str, str]]:
     for dtype in exact_types(capability):
         yield SOURCE, _kernel(Product(dtype, *NARROW, False))
         yield SOURCE, _kernel(Product(dtype, 64, 64, False))
-    for dtype in TYPES:
+    for dtype in ELEMENTS:
         yield SOURCE, _grouped_kernel(dtype)
         yield SOURCE, _sum_kernel(dtype)

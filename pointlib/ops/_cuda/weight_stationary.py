@@ -11,13 +11,13 @@ from pointlib.ops._cuda import engine
 from pointlib.ops._cuda.chunks import chunk_pairs, chunk_rows
 from pointlib.ops._cuda.row_map import RowMap, device_offsets, row_map
 from pointlib.ops._cuda.tiles import (
-    TYPES,
     Product,
     exact_types,
     on_tensor_cores,
     rows_are_vectors,
     tensor_core_types,
 )
+from pointlib.ops._cuda.types import ELEMENTS, accumulator
 
 SOURCE = "weight_stationary.cu"
 BLOCK = 256
@@ -66,7 +66,7 @@ def tap_sums(
     rows: int,
 ) -> Tensor:
     """The sums of `fetch_on_demand` before they are rounded: (rows, C_out) float32, or float64 for float64."""
-    out = feats.new_empty((rows, weight.shape[2]), dtype=_accumulator(feats.dtype))
+    out = feats.new_empty((rows, weight.shape[2]), dtype=accumulator(feats.dtype))
     return _fetch(feats, weight, None, in_index, out_index, offset_ptr, out)
 
 
@@ -94,7 +94,7 @@ def _fetch(
         in_index, out_index = in_index.contiguous(), out_index.contiguous()
         chunks = chunk_pairs(offset_ptr, tile.m, feats)
     pairs = num_out if in_index is None else len(in_index)
-    products = feats.new_empty((pairs, c_out), dtype=_accumulator(feats.dtype))
+    products = feats.new_empty((pairs, c_out), dtype=accumulator(feats.dtype))
     mask, row_ptr, words = (None, None, 0) if rows is None else _row_form(rows)
     engine.launch(
         *(SOURCE, _kernel(tile), chunks.num_chunks * engine.ceil_div(c_out, tile.n), tile.threads),
@@ -233,10 +233,6 @@ def _row_form(rows: RowMap) -> tuple[Tensor, Tensor, int]:
     return rows.mask, rows.row_ptr, rows.mask.shape[1]
 
 
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
 def _choose_tile(dtype: torch.dtype, c_out: int, capability: int) -> Product:
     """The narrowest tile that holds a row, or the widest; 96 for its multiples."""
     if not on_tensor_cores(dtype, capability):
@@ -251,7 +247,7 @@ def _kernel(tile: Product) -> str:
 
 
 def _sum_kernel(dtype: torch.dtype, products: torch.dtype, columns: int) -> str:
-    return f"pointlib::add_products<{TYPES[dtype]}, {TYPES[products]}, {columns}>"
+    return f"pointlib::add_products<{ELEMENTS[dtype]}, {ELEMENTS[products]}, {columns}>"
 
 
 def _gather_kernel(piece: str) -> str:
@@ -265,8 +261,8 @@ def variants(capability: int) -> Iterator[tuple[str, str]]:
             yield SOURCE, _kernel(Product(dtype, TILE_PAIRS, width, True))
     for dtype in exact_types(capability):
         yield SOURCE, _kernel(Product(dtype, TILE_PAIRS, 64, False))
-    for dtype in TYPES:
-        for products in {dtype, _accumulator(dtype)}:
+    for dtype in ELEMENTS:
+        for products in {dtype, accumulator(dtype)}:
             yield from ((SOURCE, _sum_kernel(dtype, products, columns)) for columns in (1, 4))
     for piece in ("uint4", *(name for name, _ in PIECES.values())):
         yield SOURCE, _gather_kernel(piece)
