@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from pointlib.models.box_coding import BevGrid
@@ -92,6 +91,10 @@ class HungarianMatcher:
         Raises:
             FloatingPointError: If a cost is not finite, that is, the network has diverged.
         """
+        from scipy.optimize import (
+            linear_sum_assignment,
+        )  # slow to import, and needed in training alone
+
         batch_size, num_queries = logits.shape[:2]
         counts = torch.bincount(targets.samples, minlength=batch_size).tolist()
         per_sample = zip(

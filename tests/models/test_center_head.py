@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from pointlib.data.nuscenes_info import NuScenesInfo
 from pointlib.models.box_coding import encode_boxes
 from pointlib.models.center_head import CenterHead, CenterHeadOutput, TaskMaps
 from pointlib.models.detection_targets import boxes_on_grid, centre_heatmap
@@ -64,6 +66,23 @@ def test_targets_decode_to_the_boxes(nms_type: str) -> None:
         assert torch.allclose(detections.scores, torch.tensor(3.0).sigmoid())
     for name, value in network.loss(certain_output(network, targets), targets).items():
         assert float(value) < (1e-5 if name.startswith("bbox") else 1e-3), name
+
+
+def test_real_boxes_come_back(test_data: Path) -> None:
+    """Of the 68 boxes around one key frame, all 53 within the range, barriers in a row and people in a group."""
+    info = test_data / "nuscenes" / "scene0061_kf0" / "info.json"
+    sample = NuScenesInfo(info, cameras=False, min_points=0)[0]
+    boxes, labels = torch.from_numpy(sample.boxes), torch.from_numpy(sample.box_labels)
+    targets = SceneTargets((boxes,), (labels,))
+    network = CenterHead(IN_CHANNELS, (-54, -54, -5, 54, 54, 3), (0.075, 0.075, 0.2))
+    (found,) = network.decode(certain_output(network, targets))
+    inside = (boxes[:, :2].abs() < 54).all(1)
+    assert len(found) == int(inside.sum()) == 53
+    order = torch.cdist(boxes[inside][:, :3], found.boxes[:, :3]).argmin(1)
+    turn = found.boxes[order, 6] - boxes[inside][:, 6]
+    assert float((turn.sin().abs() + 1 - turn.cos()).max()) < 1e-5
+    torch.testing.assert_close(found.boxes[order, :6], boxes[inside, :6], rtol=1e-5, atol=2e-5)
+    assert torch.equal(found.labels[order], labels[inside])
 
 
 def test_suppression_limits_and_order() -> None:
