@@ -1,5 +1,6 @@
 # `make demo` and `make test` need python3 (3.10 or newer) and make; everything else they install into $(VENV).
-# Variables: PYTHON (the interpreter), VENV (the environment), TORCH (what pip installs as torch where it is missing).
+# Variables: PYTHON (the interpreter), VENV (the environment), TORCH (what pip installs as torch where it is missing),
+# WORKERS (processes of `make test`).
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,6 +8,8 @@ VENV ?= .venv
 # make demo TORCH="torch --index-url <the CPU index named on pytorch.org>"
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# Processes that share the tests out: as many as there are cores.
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.pointlib-installed
@@ -27,7 +30,7 @@ demo: $(INSTALLED)  ## train on synthetic street scenes, score and draw held-out
 	$(BIN)/python tools/visualize.py $(DEMO)/data --sequences 08 --predictions $(DEMO)/evaluation --view both --out $(DEMO)/pictures
 
 test: lint  ## lint, types, then every test and every example in a docstring
-	$(BIN)/python -m pytest --doctest-modules --durations=10 $(PYTEST_ARGS) pointlib tests
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --doctest-modules --durations=10 $(PYTEST_ARGS) pointlib tests
 
 test-fast: $(INSTALLED)  ## the tests that take seconds
 	$(BIN)/python -m pytest -m "not slow" $(PYTEST_ARGS)
