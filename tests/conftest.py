@@ -42,7 +42,7 @@ def test_data() -> Path:
 
 @pytest.fixture(scope="session")
 def synthetic_nuscenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Root of a small synthetic nuScenes: v1.0-mini, one scene of mini_train and all two of mini_val, 2 samples each."""
+    """Root of a small synthetic nuScenes, v1.0-mini: 2 samples of a scene of mini_train and of both of mini_val."""
     from pointlib.data.synthetic_nuscenes import generate_nuscenes
 
     return generate_nuscenes(
