@@ -19,11 +19,14 @@ from pointlib.ops._cpu import engine
 Call = Callable[[], object]
 
 
-def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, dict[str, float]]:
+def interleave(
+    calls: Mapping[str, Call], rounds: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, dict[str, float]]:
     """Time every call `2 * rounds` times in the order A B C C B A, B C A A C B, and so on.
 
     So a drift of the machine hits all alike, and each is now and then the one that runs twice in a row and finds its
-    data in the cache. Whoever calls this has warmed everything up.
+    data in the cache. Whoever calls this has warmed everything up. `time.process_time` as the clock counts the
+    processor time of all threads of this process: on a busy machine, waiting for a core is not part of it.
 
     Returns:
         Per name: median, min and max in milliseconds, and the number of samples.
@@ -32,9 +35,9 @@ def interleave(calls: Mapping[str, Call], rounds: int) -> dict[str, dict[str, fl
     names = list(calls)
     for _ in range(rounds):
         for name in (*names, *reversed(names)):
-            start = time.perf_counter()
+            start = clock()
             calls[name]()
-            samples[name].append(1e3 * (time.perf_counter() - start))
+            samples[name].append(1e3 * (clock() - start))
         names = [*names[1:], names[0]]
     return {
         name: {
