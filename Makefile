@@ -14,20 +14,32 @@ WORKERS ?= auto
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.pointlib-installed
 DEMO := runs/demo
+BEV := runs/demo-bevfusion
+BEV_EVALUATE := tools/evaluate.py --data.root $(BEV)/data --compare --pictures 4 --device cpu
 NATIVE_SOURCES := $(shell find cuda pointlib tests -name '*.cu' -o -name '*.cuh' -o -name '*.cpp' -o -name '*.h' -o -name '*.inc' 2>/dev/null)
 ENGINE_SOURCES := $(wildcard pointlib/csrc/*)
 
-.PHONY: help demo test test-fast lint format install wheel clean
+.PHONY: help demo demo-bevfusion test test-fast lint format install wheel clean
 .DELETE_ON_ERROR:
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-15s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 demo: $(INSTALLED)  ## train on synthetic street scenes, score and draw held-out ones; 5 minutes on 2 cores
 	$(BIN)/python tools/prepare_data.py synthetic --root $(DEMO)/data --sequences 00:120 08:10 --azimuth-steps 720
 	$(BIN)/python tools/train.py --config configs/synthetic/spvcnn_demo.yaml --data.root $(DEMO)/data --run_dir $(DEMO)/run
 	$(BIN)/python tools/evaluate.py --checkpoint $(DEMO)/run/last.ckpt --data.root $(DEMO)/data --out $(DEMO)/evaluation
 	$(BIN)/python tools/visualize.py $(DEMO)/data --sequences 08 --predictions $(DEMO)/evaluation --view both --out $(DEMO)/pictures
+
+demo-bevfusion: $(INSTALLED)  ## boxes and maps from LiDAR and cameras, on synthetic nuScenes; half an hour on 2 cores
+	$(BIN)/python tools/prepare_data.py synthetic-nuscenes --root $(BEV)/data --version v1.0-trainval --scenes 32 --samples-per-scene 8 --sweeps 1
+	$(BIN)/python tools/train.py --config configs/synthetic/bevfusion_det_cl_demo.yaml --data.root $(BEV)/data --run_dir $(BEV)/det
+	$(BIN)/python tools/train.py --config configs/synthetic/bevfusion_seg_cl_demo.yaml --data.root $(BEV)/data --run_dir $(BEV)/seg
+	$(BIN)/python tools/train.py --config configs/synthetic/centerpoint_demo.yaml --data.root $(BEV)/data --run_dir $(BEV)/centerpoint
+	$(BIN)/python $(BEV_EVALUATE) --checkpoint $(BEV)/det/last.ckpt --out $(BEV)/evaluation/det
+	$(BIN)/python $(BEV_EVALUATE) --checkpoint $(BEV)/seg/last.ckpt --out $(BEV)/evaluation/seg
+	$(BIN)/python $(BEV_EVALUATE) --checkpoint $(BEV)/centerpoint/last.ckpt --out $(BEV)/evaluation/centerpoint
+	for net in det seg centerpoint; do mkdir -p $(BEV)/pictures/$$net && mv $(BEV)/evaluation/$$net/pictures/*.png $(BEV)/pictures/$$net; done
 
 test: lint  ## lint, types, then every test and every example in a docstring
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --doctest-modules --durations=10 $(PYTEST_ARGS) pointlib tests

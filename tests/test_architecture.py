@@ -18,7 +18,8 @@ import torch
 
 import pointlib
 from pointlib.tensor import SparseTensor
-from tests.models.tiny_networks import is_multi_sensor, tiny_batch, tiny_multi_sensor, tiny_targets
+from tests.models.tiny_networks import check_learns_and_round_trips as check_round_trip
+from tests.models.tiny_networks import is_multi_sensor, tiny_multi_sensor
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -254,23 +255,7 @@ def tiny_scene() -> SparseTensor:
 
 @pytest.mark.parametrize("name", [n for n in pointlib.list_models() if is_multi_sensor(n)])
 def test_every_multi_sensor_model_runs_learns_and_round_trips(name: str) -> None:
-    arguments = tiny_arguments(name)
-    model: Any = pointlib.create_model(name, **arguments)
-    batch, targets = tiny_batch(), tiny_targets()
-    torch.stack(list(model.loss(model(batch), targets).values())).sum().backward()
-    for key, parameter in model.named_parameters():
-        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
-
-    torch.manual_seed(1)
-    twin: Any = pointlib.create_model(name, **arguments)
-    twin.load_state_dict(model.state_dict())
-    for mine, theirs in zip(model.eval().predict(batch), twin.eval().predict(batch), strict=True):
-        for field in ("map_probabilities", "detections"):
-            one, other = getattr(mine, field), getattr(theirs, field)
-            assert (one is None) == (other is None)
-            if field == "detections" and one is not None:
-                one, other = one.boxes, other.boxes
-            assert one is None or torch.equal(one, other)
+    check_round_trip(name, tiny_arguments(name))
 
 
 @pytest.mark.parametrize("name", [n for n in pointlib.list_models() if not is_multi_sensor(n)])

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from pointlib.models import create_model
 from pointlib.models._registry import MODELS
-from pointlib.sensors import CameraBatch, SceneTargets, SensorBatch
+from pointlib.sensors import CameraBatch, ScenePrediction, SceneTargets, SensorBatch
 
 RANGE = [-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]
 MAP_SCOPE = [[-10.0, 10.0, 1.0], [-10.0, 10.0, 1.0]]
@@ -109,3 +110,27 @@ def tiny_targets(batch_size: int = 2, map_classes: int = 6) -> SceneTargets:
     masks[:, :, :10] = True
     labels = torch.tensor([0, 8])
     return SceneTargets((boxes,) * batch_size, (labels,) * batch_size, masks)
+
+
+def check_learns_and_round_trips(name: str, arguments: dict[str, Any]) -> None:
+    """Every parameter has a gradient, and a twin with the same weights predicts the same bits."""
+    model: Any = create_model(name, **arguments)
+    batch, targets = tiny_batch(), tiny_targets()
+    torch.stack(list(model.loss(model(batch), targets).values())).sum().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+
+    torch.manual_seed(1)
+    twin: Any = create_model(name, **arguments)
+    twin.load_state_dict(model.state_dict())
+    for mine, theirs in zip(model.eval().predict(batch), twin.eval().predict(batch), strict=True):
+        for one, other in (
+            (mine.map_probabilities, theirs.map_probabilities),
+            (_boxes(mine), _boxes(theirs)),
+        ):
+            assert (one is None) == (other is None)
+            assert one is None or torch.equal(one, other)
+
+
+def _boxes(prediction: ScenePrediction) -> torch.Tensor | None:
+    return None if prediction.detections is None else prediction.detections.boxes
