@@ -1,11 +1,13 @@
 """Score a checkpoint on a data set: points as semantic-kitti-api does, boxes with nuscenes-devkit, maps as BEVFusion.
 
     python tools/evaluate.py --checkpoint runs/demo --data.root DIR [--split val] [--tta] [--out DIR]
+    python tools/evaluate.py --checkpoint runs/lidarseg --data.root DIR [--data.version v1.0-mini --split mini_val]
     python tools/evaluate.py --checkpoint runs/bev --data.root DIR --data.version v1.0-trainval --without camera
     python tools/evaluate.py --checkpoint bevfusion-det.pth --config configs/nuscenes/bevfusion_det_cl.yaml ...
 
 Prints the scores and the latency of each stage; the same as JSON in OUT/scores.json (else beside the checkpoint).
-With --out, labels go to OUT/sequences/XX/predictions/NNNNNN.label, boxes to OUT/results_nusc.json.
+With --out, predictions go to OUT in their benchmark's layout: labels of points to sequences/XX/predictions/NNNNNN.label
+or (nuScenes) lidarseg/SPLIT/TOKEN_lidarseg.bin, boxes to results_nusc.json. The devkit scores nuScenes too.
 """
 
 from __future__ import annotations
@@ -19,9 +21,12 @@ import torch
 from tqdm import tqdm
 
 from pointlib.engine.config_parser import ConfigParser
-from pointlib.engine.evaluate_command import evaluate_boxes_and_maps, evaluate_points
+from pointlib.engine.evaluate_command import evaluate_boxes_and_maps
+from pointlib.engine.evaluate_points import evaluate_points
 from pointlib.engine.evaluator import Precision
 from pointlib.engine.published import published_checkpoint
+from pointlib.engine.segmentation_sources import ScanDatasetName
+from pointlib.metrics.segmentation import AbsentRule
 from pointlib.models.checkpoint import read_checkpoint
 from pointlib.ops.memory import keep_freed_memory
 from pointlib.viz import draw_prediction
@@ -34,6 +39,7 @@ def build_parser() -> ConfigParser:
     add("--checkpoint", type=str, required=True, help="A checkpoint, or the folder of a run.")
     add("--config", type=str | None, default=None, help="Of published weights: their network.")
     add("--data.root", type=str, required=True, help="Folder of the data set.")
+    add("--data.dataset", type=ScanDatasetName | None, default=None, help="Default: training's.")
     add("--data.version", type=str | None, default=None, help="Of nuScenes; default: training's.")
     add("--data.label_map", type=str | None, default=None, help="Default: as in training.")
     add("--split", type=str | None, default=None, help="val, train, test, or sequences: 08,10.")
@@ -42,7 +48,7 @@ def build_parser() -> ConfigParser:
     add("--out", type=str | None, default=None, help="Folder for predictions and scores.json.")
     add("--pictures", type=int, default=0, help="Samples to draw into OUT/pictures (boxes, maps).")
     add("--score_threshold", type=float, default=0.2, help="Of the boxes that are drawn.")
-    add("--absent", type=Literal["zero", "one"], default="zero", help="IoU of absent classes.")
+    add("--absent", type=AbsentRule | None, default=None, help="Default: the benchmark's rule.")
     add("--precision", type=Precision, default="fp32", help="Precision of the network.")
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 ...")
     add("--num_workers", type=int, default=2, help="Processes that read and prepare.")

@@ -31,6 +31,7 @@ def build_parser() -> ConfigParser:
     add("--device", type=str, default="auto", help="auto, cpu, cuda, cuda:1 ...")
     add("--columns", type=int, default=4, help="float32 values of a point in a .bin.")
     add("--intensity_field", type=str | None, default=None, help="Its name in .pcd and .ply.")
+    add("--full_intensity", type=float, default=1.0, help="Its largest value; nuScenes: 255.")
     add("--missing_intensity", type=float | None, default=None, help="Used where there is none.")
     add(
         "--nonfinite",
@@ -52,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sources,
             root,
             Path(options.out),
+            full_intensity=options.full_intensity,
             columns=options.columns,
             intensity_field=options.intensity_field,
             missing_intensity=options.missing_intensity,

@@ -11,7 +11,14 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from pointlib.data.mix import LaserMix, MixTransform, PolarMix, Transform, apply_transforms
+from pointlib.data.mix import (
+    SEMANTIC_KITTI_THINGS,
+    LaserMix,
+    MixTransform,
+    PolarMix,
+    Transform,
+    apply_transforms,
+)
 from pointlib.data.sample import IGNORE_INDEX, PointCloudSample, VoxelSample
 from pointlib.data.seeded_dataset import SeededDataset
 from pointlib.data.transforms import (
@@ -97,6 +104,9 @@ def segmentation_transforms(
     drop: float = 0.0,
     polar_mix: float = 0.0,
     laser_mix: float = 0.0,
+    *,
+    things: Sequence[int] = SEMANTIC_KITTI_THINGS,
+    pitch: tuple[float, float] = (math.radians(-25.0), math.radians(3.0)),
 ) -> list[Transform | MixTransform]:
     """Make the augmentation of a training run from plain numbers; the defaults are SPVNAS' published ones.
 
@@ -109,14 +119,16 @@ def segmentation_transforms(
         drop: Largest share of points left out.
         polar_mix: Probability of PolarMix.
         laser_mix: Probability of LaserMix. Both mixes come first, on the scans as recorded.
+        things: Train ids of the objects that PolarMix pastes; the default is SemanticKITTI's.
+        pitch: Lower and upper end of LaserMix' bands, radians; the default is SemanticKITTI's.
 
     Returns:
         The transforms, in the order mix, drop, flip, rotate, scale, translate, jitter; those that would do nothing are
         left out.
     """
     candidates: list[tuple[float, Transform | MixTransform]] = [
-        (laser_mix, LaserMix(laser_mix)),
-        (polar_mix, PolarMix(polar_mix)),
+        (laser_mix, LaserMix(laser_mix, min_pitch=pitch[0], max_pitch=pitch[1])),
+        (polar_mix, PolarMix(polar_mix, things)),
         (drop, RandomPointDrop(drop)),
         (flip, RandomFlip(flip, flip)),
         (rotation, RandomRotateZ(0.0, rotation)),

@@ -55,6 +55,7 @@ def predict_files(
     sources: Sequence[Path],
     root: Path,
     out: Path,
+    full_intensity: float = 1.0,
     **reading: Any,
 ) -> Iterator[PredictedFile]:
     """Predicts point clouds one after another and writes a .label file (uint32 raw ids) for each.
@@ -64,13 +65,24 @@ def predict_files(
         sources: From `find_point_clouds`.
         root: Folder whose tree is repeated under `out`.
         out: Where the .label files go; each appears whole or not at all.
+        full_intensity: Intensity of a full return in the files, which networks are given as 1: it is 1 in
+            SemanticKITTI's, 255 in nuScenes' and PandaSet's.
         **reading: Options of `pointlib.data.read_points`. A point it drops has no label.
 
     Yields:
         Each file after it was written.
+
+    Raises:
+        ValueError: `full_intensity` is not positive.
+        BadSampleError: A file is broken; the message names it.
     """
+    if not full_intensity > 0:
+        raise ValueError(
+            f"predict_files: full_intensity must be positive, such as 1 or 255, got {full_intensity}"
+        )
     for source in sources:
-        points = read_points(source, **reading)
+        points = np.array(read_points(source, **reading))
+        points[:, 3] /= full_intensity
         prediction = predictor(points)
         target = out / source.relative_to(root).with_suffix(".label")
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -44,6 +44,7 @@ class Predictor:
         self.network = network.to(self.device).eval()
         self._voxelize = VoxelizeSegmentation(info.voxel_size, max_voxels=None)
         self._raw_ids = np.asarray(info.raw_ids, dtype=np.uint16)
+        self._columns = 5 if info.feed.get("num_frames", 1) > 1 else 4
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -57,8 +58,9 @@ class Predictor:
         """Predicts one cloud.
 
         Args:
-            points: (N, 4 or more) x, y, z in metres in the LiDAR frame, intensity as in the training data
-                (SemanticKITTI: 0..1); further columns are ignored.
+            points: (N, 4 or more) x, y, z in metres in the LiDAR frame, intensity 0..1 (nuScenes and PandaSet store
+                0..255: divide); then, for a network that joins several clouds, the time before the newest in seconds;
+                further columns are ignored.
             return_probabilities: Whether to return the probability of every class.
 
         Returns:
@@ -67,7 +69,7 @@ class Predictor:
         Raises:
             ValueError: The shape is wrong or a coordinate is not finite.
         """
-        cloud = _as_cloud(points)
+        cloud = _as_cloud(points, self._columns)
         if len(cloud) == 0:
             empty = np.zeros((0, len(self.class_names)), dtype=np.float32)
             return Prediction(np.zeros(0, np.uint8), empty if return_probabilities else None)
@@ -99,20 +101,30 @@ def load_predictor(
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is not a checkpoint of pointlib.
+        ValueError: It is not a checkpoint of pointlib, or not of a network that labels points.
     """
     if device == "auto":
         device = best_device()
     loaded = read_checkpoint(checkpoint)
+    if loaded.info.task != "segmentation":
+        raise ValueError(
+            f"load_predictor: checkpoint must be of a network that labels points, got {loaded.info.describe()} of task "
+            f"{loaded.info.task} in {loaded.path}; tools/evaluate.py predicts boxes and maps"
+        )
     return Predictor(build_network(loaded), loaded.info, device)
 
 
-def _as_cloud(points: npt.NDArray[np.float32] | Tensor) -> npt.NDArray[np.float32]:
-    """Returns (N, 4) float32."""
+def _as_cloud(points: npt.NDArray[np.float32] | Tensor, columns: int) -> npt.NDArray[np.float32]:
+    """Returns (N, columns) float32."""
     array = points.detach().cpu().numpy() if isinstance(points, Tensor) else np.asarray(points)
-    if array.ndim != 2 or array.shape[1] < 4 or not np.issubdtype(array.dtype, np.floating):
-        raise ValueError(
-            "Predictor: points must be floating (N, 4 or more) x, y, z, intensity, got "
-            f"{array.shape} {array.dtype}; add a column of intensities if there is none"
+    if array.ndim != 2 or array.shape[1] < columns or not np.issubdtype(array.dtype, np.floating):
+        names, missing = (
+            ("x, y, z, intensity", "intensities")
+            if columns == 4
+            else ("x, y, z, intensity, time", "times, zeros for a cloud alone,")
         )
-    return np.ascontiguousarray(array[:, :4], dtype=np.float32)
+        raise ValueError(
+            f"Predictor: points must be floating (N, {columns} or more) {names}, got "
+            f"{array.shape} {array.dtype}; add a column of {missing} if there is none"
+        )
+    return np.ascontiguousarray(array[:, :columns], dtype=np.float32)

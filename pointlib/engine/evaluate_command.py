@@ -1,4 +1,4 @@
-"""The body of tools/evaluate.py: opens the split that the options name, evaluates, writes the report."""
+"""The body of tools/evaluate.py for boxes and maps: opens a split, scores it, writes the report."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from pointlib.data import SemanticKITTI
 from pointlib.data.multi_sensor import MultiSensorSample, MultiSensorSource
 from pointlib.data.multi_sensor_batch import MultiSensorBatch
 from pointlib.data.nuscenes import NuScenes
-from pointlib.engine.evaluator import evaluate, write_report
 from pointlib.engine.multi_sensor_evaluator import (
     OnPrediction,
     evaluate_scenes,
@@ -43,52 +41,13 @@ class Draw(Protocol):
         """The file."""
 
 
-def evaluate_points(
-    checkpoint: Checkpoint, options: Any, out: Path | None, progress: Progress
-) -> list[str]:
-    """Scores a segmentation checkpoint; returns what to print."""
-    trained_with = checkpoint.info.config.get("data", {})
-    name = options.split or "val"
-    split = name.split(",") if name[0].isdigit() else name
-    scans = SemanticKITTI(
-        options.data.root,
-        split,
-        label_map=options.data.label_map or trained_with.get("label_map", "official"),
-        unknown_labels=trained_with.get("unknown_labels", "raise"),
-    )
-    result = evaluate(
-        checkpoint,
-        scans,
-        device=options.device,
-        tta=options.tta,
-        precision=options.precision,
-        absent=options.absent,
-        num_workers=options.num_workers,
-        predictions=out,
-        progress=progress,
-    )
-    report = (out or Path(checkpoint.path).parent) / "scores.json"
-    about = {
-        **_about(checkpoint, name, options),
-        "label_map": scans.label_map.name,
-        "tta": options.tta,
-        "absent": options.absent,
-    }
-    write_report(report, result, about)
-    lines = [f"{checkpoint.info.describe()}, {result.num_scans} scans of split {name}\n"]
-    if result.scores is not None:
-        lines.append(result.scores.table() + "\n")
-    written = f"\nwritten: {report}" + (f", {out}/sequences" if out else "")
-    return [*lines, result.latency.table(), written]
-
-
 def evaluate_boxes_and_maps(
     checkpoint: Checkpoint, options: Any, out: Path | None, progress: Progress, draw: Draw
 ) -> list[str]:
     """Scores a multi-sensor checkpoint; returns what to print."""
     trained_with = checkpoint.info.config.get("data", {})
     feed = checkpoint.info.feed
-    dataset = feed.get("dataset", "nuscenes")
+    dataset = options.data.dataset or feed.get("dataset", "nuscenes")
     version = options.data.version or trained_with.get("version", "v1.0-trainval")
     split = options.split or trained_with.get("val_split", "val")
     opened: list[MultiSensorSource] = []
@@ -138,13 +97,14 @@ def evaluate_boxes_and_maps(
     if result.submission is not None and annotated and isinstance(source, NuScenes):
         devkit = score_submission(source, version, str(split), result.submission, target)
         result = result.with_devkit(devkit)
-    about = {**_about(checkpoint, split, options), "without": list(options.without)}
+    about = {**about_evaluation(checkpoint, split, options), "without": list(options.without)}
     report = target / "scores.json"
     write_scene_report(report, result, {**about, "version": version})
     return [*_summary(checkpoint, result, split, options.without), f"\nwritten: {report}"]
 
 
-def _about(checkpoint: Checkpoint, split: Any, options: Any) -> dict[str, Any]:
+def about_evaluation(checkpoint: Checkpoint, split: Any, options: Any) -> dict[str, Any]:
+    """What was evaluated and how, for the report."""
     return {
         "checkpoint": checkpoint.path,
         "network": checkpoint.info.describe(),

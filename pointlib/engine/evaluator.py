@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -23,9 +24,12 @@ from pointlib.data import (
     collate_segmentation,
     write_labels,
 )
+from pointlib.data.nuscenes_lidarseg import NuScenesLidarSeg
 from pointlib.data.transforms import rotate_z
+from pointlib.engine.segmentation_sources import LabelledScans
 from pointlib.files import write_file
 from pointlib.metrics import ConfusionMatrix, LatencyMeter, SegmentationScores
+from pointlib.metrics.nuscenes_devkit import write_lidarseg
 from pointlib.metrics.segmentation import AbsentRule
 from pointlib.models.checkpoint import Checkpoint, build_network
 
@@ -44,6 +48,18 @@ SINGLE_VIEW = (View(0.0, False),)
 TTA_VIEWS = tuple(View(k * np.pi / 2, mirror) for mirror in (False, True) for k in range(4))
 
 
+class DevkitScores(NamedTuple):
+    """What nuscenes-devkit says of the written predictions: mean IoU, and the IoU of each class, in [0, 1]."""
+
+    miou: float
+    iou: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for JSON; None stands for NaN."""
+        iou = {name: None if np.isnan(value) else value for name, value in self.iou.items()}
+        return {"miou": self.miou, "iou": iou}
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """Result of one evaluation.
@@ -52,27 +68,37 @@ class Evaluation:
         scores: Of all labelled points, or None for a split without labels.
         latency: Time of each stage per scan.
         num_scans: Scans predicted.
+        devkit: nuscenes-devkit's own scores; None until they were computed.
     """
 
     scores: SegmentationScores | None
     latency: LatencyMeter
     num_scans: int
+    devkit: DevkitScores | None = None
+
+    def with_devkit(self, devkit: DevkitScores) -> Evaluation:
+        """The same with the devkit's scores."""
+        return dataclasses.replace(self, devkit=devkit)
 
 
 class TimedScan(NamedTuple):
-    """A scan on its way to the network: one batch for each view, and how long it took to get there in seconds."""
+    """A scan on its way to the network: one batch for each view, and how long it took to get there in seconds.
+
+    Its first `num_own` points are its own; the others, of earlier clouds, are context and get no prediction.
+    """
 
     number: int
     views: list[SegmentationBatch]
     load_s: float
     voxelize_s: float
+    num_own: int
 
 
 class TimedScans(Dataset[TimedScan]):
     """Reads and voxelizes scans in loader workers, with the time of each stage."""
 
     def __init__(
-        self, scans: SemanticKITTI, voxel_size: float, views: tuple[View, ...] = SINGLE_VIEW
+        self, scans: LabelledScans, voxel_size: float, views: tuple[View, ...] = SINGLE_VIEW
     ) -> None:
         """Every scan is seen in each of `views`."""
         self.scans = scans
@@ -89,7 +115,11 @@ class TimedScans(Dataset[TimedScan]):
         sample = self.scans[index]
         loaded = time.perf_counter()
         views = [self._batch(sample, view) for view in self.views]
-        return TimedScan(index, views, loaded - start, time.perf_counter() - loaded)
+        voxelize_s = time.perf_counter() - loaded
+        num_own = len(sample)
+        if isinstance(self.scans, NuScenesLidarSeg):
+            num_own = self.scans.num_own_points(sample.points)
+        return TimedScan(index, views, loaded - start, voxelize_s, num_own)
 
     def _batch(self, sample: PointCloudSample, view: View) -> SegmentationBatch:
         points = sample.points
@@ -103,7 +133,7 @@ class TimedScans(Dataset[TimedScan]):
 
 def evaluate(
     checkpoint: Checkpoint,
-    scans: SemanticKITTI,
+    scans: LabelledScans,
     *,
     device: torch.device | str = "cpu",
     tta: bool = False,
@@ -113,7 +143,7 @@ def evaluate(
     predictions: Path | None = None,
     progress: Callable[[Iterator[int], int], Iterator[int]] | None = None,
 ) -> Evaluation:
-    """Predicts every raw point of `scans` and scores those with a label.
+    """Predicts every raw point of `scans` and scores those with a label. Points of earlier clouds have none.
 
     Args:
         checkpoint: The trained network.
@@ -123,7 +153,9 @@ def evaluate(
         precision: "fp32", or autocast to "bf16" or "fp16".
         absent: IoU of classes without ground truth, see `ConfusionMatrix.compute`.
         num_workers: Processes that read and voxelize; 0: this one.
-        predictions: Folder for sequences/XX/predictions/NNNNNN.label in the benchmark's layout; None: not written.
+        predictions: Folder for predictions in the layout of the benchmark: sequences/XX/predictions/NNNNNN.label of raw
+            ids (SemanticKITTI; PandaSet, which has no benchmark, likewise), or lidarseg/<split>/<token>_lidarseg.bin
+            (nuScenes); None: not written.
         progress: Wraps the iteration over scans given the number of scans, for a progress bar.
 
     Returns:
@@ -156,7 +188,7 @@ def evaluate(
                 matrix.update(labels, truth)
             if predictions is not None:
                 with meter.measure("write"):
-                    _write_prediction(predictions, scans, scan.number, labels)
+                    _write_prediction(predictions, scans, scan.number, labels[: scan.num_own])
             yield scan.number
 
     shown = steps() if progress is None else progress(steps(), len(dataset))
@@ -183,11 +215,19 @@ def _predict(
     return votes.argmax(1).cpu()
 
 
-def _write_prediction(folder: Path, scans: SemanticKITTI, index: int, labels: Tensor) -> None:
-    scan_path, _ = scans.paths(index)
-    target = folder / "sequences" / scan_path.parents[1].name / "predictions"
+def _write_prediction(folder: Path, scans: LabelledScans, index: int, labels: Tensor) -> None:
+    raw = scans.label_map.to_raw(labels.numpy())
+    if isinstance(scans, NuScenesLidarSeg):
+        write_lidarseg(folder, scans.split, scans.token(index), raw)
+        return
+    if isinstance(scans, SemanticKITTI):
+        scan_path, _ = scans.paths(index)
+        sequence, frame = scan_path.parents[1].name, scan_path.stem
+    else:
+        sequence, frame = scans.token(index).split("/")
+    target = folder / "sequences" / sequence / "predictions"
     target.mkdir(parents=True, exist_ok=True)
-    write_labels(target / f"{scan_path.stem}.label", scans.label_map.to_raw(labels.numpy()))
+    write_labels(target / f"{frame}.label", raw)
 
 
 def check_classes(checkpoint: Checkpoint, label_map: LabelMap) -> None:
@@ -218,6 +258,7 @@ def write_report(path: Path, result: Evaluation, about: dict[str, Any]) -> None:
         **about,
         "num_scans": result.num_scans,
         "scores": None if result.scores is None else result.scores.as_dict(),
+        "nuscenes_devkit": None if result.devkit is None else result.devkit.as_dict(),
         "latency": {stage: s.as_dict() for stage, s in result.latency.stats().items()},
     }
     write_file(path, json.dumps(report, indent=2) + "\n")

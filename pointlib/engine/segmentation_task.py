@@ -163,7 +163,7 @@ class SegmentationTask(RunTask):
     def on_validation_epoch_end(self) -> None:
         """Logs mIoU, accuracy and the IoU of each class, over all processes."""
         assert self._confusion is not None
-        self.scores = self._confusion.summed_over_processes().compute()
+        self.scores = self._confusion.summed_over_processes().compute(self.data.absent)
         self._confusion = None
         values = {
             "val/miou": self.scores.miou,
@@ -194,4 +194,5 @@ class SegmentationTask(RunTask):
             raw_ids=list(data.raw_ids),
             config=self.run_config,
             version=__version__,
+            feed=data.feed(),
         )

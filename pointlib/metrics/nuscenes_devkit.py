@@ -146,6 +146,22 @@ def write_lidarseg(
     return path
 
 
+def write_lidarseg_meta(out: str | os.PathLike[str], split: str) -> Path:
+    """Write what a submission to the lidarseg challenge says about itself: LiDAR alone, no external data.
+
+    Args:
+        out: Folder of the submission.
+        split: Such as "test".
+
+    Returns:
+        The file, out/<split>/submission.json.
+    """
+    meta = {"use_camera": False, "use_lidar": True, "use_radar": False, "use_map": False}
+    path = Path(out) / split / "submission.json"
+    write_file(path, json.dumps({"meta": {**meta, "use_external": False}}))
+    return path
+
+
 def evaluate_lidarseg(
     nusc: Any, results: str | os.PathLike[str], split: str
 ) -> tuple[float, dict[str, float]]:
@@ -160,10 +176,7 @@ def evaluate_lidarseg(
         mIoU in [0, 1], and the IoU of each of the 16 classes (NaN: neither there nor found).
     """
     evaluator = _devkit("nuscenes.eval.lidarseg.evaluate").LidarSegEval
-    meta = {"use_camera": False, "use_lidar": True, "use_radar": False, "use_map": False}
-    folder = Path(results) / split
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / "submission.json", json.dumps({"meta": {**meta, "use_external": False}}))
+    write_lidarseg_meta(results, split)
     with contextlib.redirect_stdout(io.StringIO()):
         scores = evaluator(nusc, str(results), split, verbose=False).evaluate()
     classes = {name: float(v) for name, v in scores["iou_per_class"].items() if name != "ignore"}

@@ -7,14 +7,14 @@ counts, and the same float64 operations in the same order at the end.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-AbsentRule = Literal["zero", "one"]
+AbsentRule = Literal["zero", "one", "skip"]
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class SegmentationScores:
     """Scores of one evaluation.
 
     Attributes:
-        iou: (C,) float64, intersection over union of each class, in [0, 1].
-        miou: Mean of `iou` over all C classes: the benchmark's figure.
+        iou: (C,) float64, intersection over union of each class, in [0, 1]; NaN for a class that is left out.
+        miou: Mean of `iou` over all C classes but those left out: the benchmark's figure.
         miou_present: Mean of `iou` over the classes that occur in the ground truth; NaN if none does.
         accuracy: Correct points / labelled points that were given a class.
         support: (C,) int64, ground-truth points of each class.
@@ -38,13 +38,13 @@ class SegmentationScores:
     class_names: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON: names map to IoU, absent classes keep their value."""
+        """Plain types, for JSON: names map to IoU, absent classes keep their value; None stands for NaN."""
         names = self.class_names or tuple(str(i) for i in range(len(self.iou)))
         return {
-            "miou": self.miou,
-            "miou_present": self.miou_present,
+            "miou": _plain(self.miou),
+            "miou_present": _plain(self.miou_present),
             "accuracy": self.accuracy,
-            "iou": {name: float(v) for name, v in zip(names, self.iou, strict=True)},
+            "iou": {name: _plain(v) for name, v in zip(names, self.iou, strict=True)},
             "support": {name: int(n) for name, n in zip(names, self.support, strict=True)},
         }
 
@@ -60,7 +60,8 @@ class SegmentationScores:
         for name, iou, count in zip(names, self.iou, self.support, strict=True):
             if present_only and not count:
                 continue
-            lines.append(f"{name:<{width}}  {100 * iou:7.2f}  {count:12,d}")
+            shown = f"{'-':>7}" if np.isnan(iou) else f"{100 * iou:7.2f}"
+            lines.append(f"{name:<{width}}  {shown}  {count:12,d}")
         total = int(self.support.sum())
         lines.append(f"{'mean IoU':<{width}}  {100 * self.miou:7.2f}  {total:12,d}")
         lines.append(f"{'classes present':<{width}}  {100 * self.miou_present:7.2f}")
@@ -175,14 +176,15 @@ class ConfusionMatrix:
 
         Args:
             absent: IoU of a class that no ground-truth point has: "zero" as semantic-kitti-api (and the
-                benchmark) does, "one" as the SPVNAS repository does; the latter reports higher figures.
+                benchmark) does, "one" as the SPVNAS repository does; the latter reports higher figures. "skip" as
+                nuscenes-devkit does: NaN, and not part of the mean, if no point is predicted as the class either.
 
         Returns:
             The scores.
         """
-        if absent not in ("zero", "one"):
+        if absent not in get_args(AbsentRule):
             raise ValueError(
-                f"ConfusionMatrix.compute: absent must be 'zero' or 'one', got {absent!r}"
+                f"ConfusionMatrix.compute: absent must be one of {', '.join(get_args(AbsentRule))}, got {absent!r}"
             )
         counts = self.counts.cpu().numpy()
         support = counts.sum(axis=0)
@@ -191,12 +193,20 @@ class ConfusionMatrix:
         iou = tp / (tp + (predicted - tp) + (support - tp) + 1e-15)
         if absent == "one":
             iou = np.where(support == 0, 1.0, iou)
+        if absent == "skip":
+            iou = np.where(support + predicted == 0, np.nan, iou)
+        counted = iou[~np.isnan(iou)]
         present = support > 0
         return SegmentationScores(
             iou=iou,
-            miou=float(iou.mean()),
+            miou=float(counted.mean()) if len(counted) else float("nan"),
             miou_present=float(iou[present].mean()) if present.any() else float("nan"),
             accuracy=float(tp.sum() / (predicted.sum() + 1e-15)),
             support=support,
             class_names=self.class_names,
         )
+
+
+def _plain(value: float) -> float | None:
+    """A number that JSON has."""
+    return None if np.isnan(value) else float(value)

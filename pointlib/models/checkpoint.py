@@ -39,7 +39,8 @@ class CheckpointInfo:
         version: pointlib version that wrote it.
         task: Kind of prediction: "segmentation" or "multi_sensor".
         map_classes: Name of each class of the map it predicts; multi_sensor only.
-        feed: What its inputs are made with, the arguments of the data pipeline; multi_sensor only.
+        feed: What its inputs are made with: the dataset and arguments of its pipeline. {} in old segmentation
+            checkpoints, which are of SemanticKITTI.
     """
 
     network: str

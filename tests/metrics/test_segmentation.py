@@ -119,3 +119,25 @@ def test_sums_over_processes(tmp_path: Path) -> None:
         rank, own, total = queue.get()
         assert own[rank] == [1, 1]
         assert total == [[1, 1], [1, 1], [0, 0]]
+
+
+def test_skipping_absent_classes_equals_nuscenes_devkit() -> None:
+    devkit = pytest.importorskip("nuscenes.eval.lidarseg.utils")
+    rng = np.random.default_rng(5)
+    truth = rng.choice([255, 0, 1, 2, 4], 4000)
+    pred = np.where(rng.random(4000) < 0.6, np.where(truth == 255, 0, truth), rng.choice(4, 4000))
+    matrix = ConfusionMatrix(6)  # class 3 is predicted only, class 5 neither there nor predicted
+    matrix.update(torch.from_numpy(pred), torch.from_numpy(truth))
+    scores = matrix.compute(absent="skip")
+    official = devkit.ConfusionMatrix(7, ignore_idx=0)
+    official.update(np.where(truth == 255, 0, truth + 1), pred + 1)
+    expected = official.get_per_class_iou()[1:]
+    np.testing.assert_allclose(scores.iou, expected, atol=1e-6)
+    assert np.isnan(scores.iou[5]) and scores.iou[3] == 0
+    assert scores.miou == pytest.approx(official.get_mean_iou(), abs=1e-6)
+    assert scores.miou == pytest.approx(np.mean(scores.iou[:5]))
+    assert json.loads(json.dumps(scores.as_dict(), allow_nan=False))["iou"]["5"] is None
+    assert " - " in scores.table()
+    assert math.isnan(ConfusionMatrix(3).compute(absent="skip").miou)
+    with pytest.raises(ValueError, match="absent must be one of zero, one, skip"):
+        matrix.compute(absent="two")  # type: ignore[arg-type]
