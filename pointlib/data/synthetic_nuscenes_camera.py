@@ -18,8 +18,8 @@ from pointlib.data.synthetic_ground import (
     SIDEWALK,
     TERRAIN,
 )
+from pointlib.data.synthetic_nuscenes_boxes import ThingBox
 from pointlib.data.synthetic_nuscenes_objects import Painted
-from pointlib.data.synthetic_nuscenes_scene import ThingBox
 from pointlib.data.synthetic_nuscenes_street import YELLOW_MARKING, NuScenesStreet
 
 CAMERA_RANGE = 92.0

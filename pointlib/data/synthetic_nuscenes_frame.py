@@ -16,10 +16,11 @@ from PIL import Image
 from pointlib.data.camera_render import Camera
 from pointlib.data.camera_shading import draw_weather
 from pointlib.data.raycast import HeightField
+from pointlib.data.synthetic_nuscenes_boxes import ThingBox
 from pointlib.data.synthetic_nuscenes_camera import Picture, take_picture
 from pointlib.data.synthetic_nuscenes_layout import ScenePlace
 from pointlib.data.synthetic_nuscenes_rig import CAMERAS, MOUNTS, Hdl32, Sweep
-from pointlib.data.synthetic_nuscenes_scene import NuScenesScene, ThingBox
+from pointlib.data.synthetic_nuscenes_scene import NuScenesScene
 from pointlib.data.synthetic_nuscenes_street import ground_materials
 from pointlib.data.synthetic_nuscenes_tables import CATEGORIES, SensorFile, file_token, label_files
 from pointlib.files import write_file

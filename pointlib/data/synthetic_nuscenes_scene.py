@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 
 from pointlib.data.raycast import Primitives
 from pointlib.data.synthetic_ground import LEAD, LOT
 from pointlib.data.synthetic_lots import LotBuilder, place_on
+from pointlib.data.synthetic_nuscenes_boxes import ThingBox, in_the_way, meetings
 from pointlib.data.synthetic_nuscenes_objects import (
     CATALOGUE,
     Model,
@@ -28,6 +28,9 @@ from pointlib.data.synthetic_nuscenes_street import NuScenesStreet, lay_street
 from pointlib.data.synthetic_nuscenes_traffic import Mover, movers, work_zones
 from pointlib.geometry import rigid_transform, yaw_rotation
 
+_SOFT = ("human.pedestrian.adult",)
+"""What stands on the lots and makes room for those who walk."""
+
 SIGHT = 88.0
 """How far along the street from the ego things are built [m]."""
 
@@ -35,22 +38,6 @@ _LOT_CATEGORIES = {
     10: "vehicle.car", 11: "vehicle.bicycle", 13: "vehicle.bus.rigid", 15: "vehicle.motorcycle", 18: "vehicle.truck",
     20: "vehicle.trailer", 30: "human.pedestrian.adult",
 }  # fmt: skip
-
-
-class ThingBox(NamedTuple):
-    """An annotated thing at one time.
-
-    Args:
-        instance: its number within the scene. category: nuScenes name. attribute: nuScenes name or "".
-        centre: (3,) float64 [m] on the map. size: (3,) float64 length, width, height [m]. yaw: [rad].
-    """
-
-    instance: int
-    category: str
-    attribute: str
-    centre: np.ndarray
-    size: np.ndarray
-    yaw: float
 
 
 @dataclass(frozen=True)
@@ -109,11 +96,6 @@ class NuScenesScene:
         """Lots (lot, side) that are work zones, with what stands there: kind, station, lateral, turn."""
         return work_zones(self.street, self.drive.length, np.random.default_rng([*self.seed, 43]))
 
-    @cached_property
-    def movers(self) -> list[Mover]:
-        """All that moves, and what stands in work zones."""
-        return movers(self.street, self.drive, self.ego_lane, self.work_zones, self.seed)
-
     def ego_pose(self, time: float) -> np.ndarray:
         """ego2global (4, 4) float64: in its lane, at z = 0 and level, as nuScenes' poses are."""
         lateral = -self.street.lane_centre(self.ego_lane)
@@ -121,8 +103,41 @@ class NuScenesScene:
         return rigid_transform(yaw_rotation(np.asarray(heading)), (x, y, 0.0))
 
     @cached_property
+    def _planned(self) -> list[Mover]:
+        return movers(self.street, self.drive, self.ego_lane, self.work_zones, self.seed)
+
+    @cached_property
+    def movers(self) -> list[Mover]:
+        """All that moves, and what stands in work zones; without those who would walk through what stands."""
+        standing = [mover for mover in self._planned if _stands(mover)]
+        walking = [m for m in self._planned if m.what == "pedestrian" and not _stands(m)]
+        solid = [box for box in self._parked[1] if box.category not in _SOFT]
+        solid += [self._box(mover, 0.0) for mover in standing]
+        blocked = np.zeros(len(walking), np.bool_)
+        for time in self._moments:
+            blocked |= meetings([self._box(mover, time) for mover in walking], solid).any(axis=1)
+        gone = {mover.instance for mover, stopped in zip(walking, blocked, strict=True) if stopped}
+        return [mover for mover in self._planned if mover.instance not in gone]
+
+    @cached_property
     def _lots(self) -> tuple[Painted, list[ThingBox]]:
         """Everything on the lots along the whole drive, and the boxes of what is annotated there."""
+        lots, boxes = self._parked
+        walking = [m for m in self.movers if m.what == "pedestrian" and not _stands(m)]
+        soft = [box for box in boxes if box.category in _SOFT]
+        walked_over = np.zeros(len(soft), np.bool_)
+        for time in self._moments:
+            walked_over |= meetings(soft, [self._box(mover, time) for mover in walking]).any(axis=1)
+        gone = {box.instance for box, hit in zip(soft, walked_over, strict=True) if hit}
+        return _without(lots, gone), [box for box in boxes if box.instance not in gone]
+
+    @property
+    def _moments(self) -> np.ndarray:
+        return np.arange(0.0, self.drive.duration + 0.5, 0.5)
+
+    @cached_property
+    def _parked(self) -> tuple[Painted, list[ThingBox]]:
+        """What is built and parked on the lots, free of each other and of what stands in work zones."""
         street, parts, boxes = self.street.street, [], []
         first = max(int((LEAD - SIGHT) // LOT), 0)
         last = min(int((LEAD + self.drive.length + SIGHT) // LOT), street.lots - 1)
@@ -134,12 +149,14 @@ class NuScenesScene:
                 bodies = LotBuilder(street, self.street.plan, lot, side, rng).build()
                 if len(bodies) == 0:
                     continue
-                painted, found = _annotated(
-                    bodies, np.random.default_rng([*self.seed, 44, lot, side])
-                )
+                key = [*self.seed, 44, lot, side]
+                painted, found = _annotated(bodies, np.random.default_rng(key))
                 parts.append(painted)
                 boxes.extend(found)
-        return Painted.joined(parts), boxes
+        standing = [self._box(mover, 0.0) for mover in self._planned if _stands(mover)]
+        gone = in_the_way(boxes, standing)
+        lots = _without(Painted.joined(parts), gone)
+        return lots, [box for box in boxes if box.instance not in gone]
 
     def painted(self, time: float, station: float) -> Painted:
         """Everything within sight of a station, where it is at a time."""
@@ -163,13 +180,14 @@ class NuScenesScene:
         for mover in self.movers:
             if abs(mover.station(time) - station) > SIGHT:
                 continue
-            model, pose = self._model(mover), self._place(mover, time)
-            centre = pose[:3, :3] @ model.centre + pose[:3, 3]
-            yaw = float(np.arctan2(pose[1, 0], pose[0, 0]))
-            found.append(
-                ThingBox(mover.instance, model.category, mover.attribute, centre, model.size, yaw)
-            )
+            found.append(self._box(mover, time))
         return found
+
+    def _box(self, mover: Mover, time: float) -> ThingBox:
+        model, pose = self._model(mover), self._place(mover, time)
+        centre = pose[:3, :3] @ model.centre + pose[:3, 3]
+        yaw = float(np.arctan2(pose[1, 0], pose[0, 0]))
+        return ThingBox(mover.instance, model.category, mover.attribute, centre, model.size, yaw)
 
     def categories(self) -> dict[int, str]:
         """Category of every annotated thing by its instance."""
@@ -188,6 +206,16 @@ class NuScenesScene:
         station = mover.station(time)
         place = place_on(self.street.street, station, mover.lateral(station), mover.turn)
         return rigid_transform(yaw_rotation(np.asarray(place.yaw)), (place.x, place.y, place.z))
+
+
+def _stands(mover: Mover) -> bool:
+    return mover.station(0.0) == mover.station(1.0)
+
+
+def _without(painted: Painted, gone: set[int]) -> Painted:
+    """What is left when some instances are taken away."""
+    kept = ~np.isin(painted.bodies.instance, list(gone))
+    return Painted(_picked(painted.bodies, kept), painted.colours[kept])
 
 
 def _picked(bodies: Primitives, keep: np.ndarray) -> Primitives:

@@ -162,12 +162,15 @@ def _walkers(
     middles = (np.arange(len(front)) + 0.5) * LOT - LEAD
     found: list[Mover] = []
     where = -90.0
+    # Two files, one a direction, each with its own pace.
+    paces = {1.0: rng.uniform(0.9, 1.6), -1.0: -rng.uniform(0.9, 1.6)}
     while where < drive.length + 90.0:
-        where += rng.exponential(11.0) + 1.5
-        speed = float(rng.choice([-1.0, 1.0]) * rng.uniform(0.8, 1.7))
-        start = where - speed * drive.duration / 2
+        where += rng.exponential(9.0) + 2.5
+        direction = float(rng.choice([-1.0, 1.0]))
+        speed = float(paces[direction])
+        inward = 0.5 if direction > 0 else 1.35
         for companion in range(1 + int(rng.random() < 0.3)):
-            inward = rng.uniform(0.4, 0.8) + 0.75 * companion
+            start = where - speed * drive.duration / 2 + 1.1 * companion
             found.append(
                 Mover(
                     "pedestrian", FIRST_INSTANCE + count + len(found), "pedestrian.moving",

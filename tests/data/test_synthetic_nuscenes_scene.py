@@ -8,6 +8,7 @@ import pytest
 from pointlib.data.camera_render import GROUND, Camera, cast_image
 from pointlib.data.camera_shading import draw_weather
 from pointlib.data.raycast_shapes import FAR
+from pointlib.data.synthetic_nuscenes_boxes import in_the_way, meetings
 from pointlib.data.synthetic_nuscenes_camera import instance_image, take_picture
 from pointlib.data.synthetic_nuscenes_objects import CATALOGUE, CLEARANCE, Painted, build_model
 from pointlib.data.synthetic_nuscenes_rig import CAMERAS, MOUNTS, Hdl32
@@ -130,3 +131,15 @@ def test_every_model_fits_its_box(what: str) -> None:
     held = sweep.points[sweep.instance == 7, :3] + lidar2world[:3, 3]
     assert len(held) > 4
     assert (held[:, :2] >= low[:2]).all() and (held[:, 2] > -0.05).all() and (held <= high).all()
+
+
+def test_nothing_stands_or_walks_in_another(scene: NuScenesScene) -> None:
+    for time in (0.0, 1.0, 2.0):
+        boxes = scene.boxes(time, scene.drive.station(time))
+        meets = meetings(boxes, boxes)
+        np.fill_diagonal(meets, False)
+        assert not meets.any()
+    box = boxes[0]
+    intruder = box._replace(instance=-1, centre=box.centre + np.array((0.0, 0.2, 0.0)))
+    assert in_the_way([intruder, box], []) == {box.instance}
+    assert in_the_way([intruder, *boxes[1:]], [box]) == {-1}
