@@ -8,13 +8,16 @@ from typing import Any, Literal
 
 from pointlib.data.class_balance import balanced_indices
 from pointlib.data.gt_paste import ObjectPaste, PasteConfig
+from pointlib.data.joined_sources import JoinedSources
 from pointlib.data.lidar_transforms import LidarAugmentConfig
 from pointlib.data.multi_sensor import MultiSensorSource
 from pointlib.data.multi_sensor_batch import collate_multi_sensor
 from pointlib.data.multi_sensor_pipeline import MultiSensorDataset, MultiSensorPipeline
 from pointlib.engine.multi_sensor_sources import (
     DatasetName,
+    FurtherData,
     ImageAugmentConfig,
+    MissingCameras,
     Needs,
     check_classes,
     open_source,
@@ -38,7 +41,9 @@ class MultiSensorData(RunData):
         num_sweeps: int = 10,
         frame_stride: int = 1,
         min_box_points: int = 1,
-        missing_cameras: Literal["raise", "allow"] = "raise",
+        missing_cameras: MissingCameras = "raise",
+        further: list[FurtherData] | None = None,
+        keep_in_memory: bool = False,
         on_bad_sample: Literal["raise", "skip"] = "raise",
         class_balanced: bool = True,
         augment: LidarAugmentConfig = PUBLISHED_AUGMENTATION,
@@ -53,15 +58,18 @@ class MultiSensorData(RunData):
         """Remembers what to load; reads nothing yet.
 
         Args:
-            dataset: "nuscenes" or "pandaset".
-            root: Its folder.
+            dataset: "nuscenes", "nuscenes_info" or "pandaset".
+            root: Its folder; of nuscenes_info the JSON file.
             version: Of nuScenes: the folder of its tables.
             train_split: Name of a split, or for PandaSet a list of sequences.
             val_split: The same.
             num_sweeps: Clouds a sample: the key frame's and those before it.
             frame_stride: Use every n-th training key frame; nuScenes only.
             min_box_points: Returns that a box has at least, in training and in validation.
-            missing_cameras: What a missing image does: "raise" stops with its path, "allow" makes it black.
+            missing_cameras: What a missing image does: "raise" stops with its path, "allow" makes it black, "skip"
+                leaves out its frame (PandaSet only).
+            further: Other datasets whose samples are joined to these.
+            keep_in_memory: Keep each sample in every loader process once it was read: for a handful of samples.
             on_bad_sample: What a broken sample does in training: "raise" stops with its path, "skip" replaces and
                 counts it.
             class_balanced: Draw training samples so that every class has the same share of them (CBGS); needs boxes.
@@ -85,7 +93,9 @@ class MultiSensorData(RunData):
         self.num_sweeps = num_sweeps
         self.frame_stride = frame_stride
         self.min_box_points = min_box_points
-        self.missing_cameras = missing_cameras
+        self.missing_cameras: MissingCameras = missing_cameras
+        self.further = tuple(further or ())
+        self.keep_in_memory = keep_in_memory
         self.on_bad_sample: Literal["raise", "skip"] = on_bad_sample
         self.class_balanced = class_balanced
         self.augment = augment
@@ -129,8 +139,23 @@ class MultiSensorData(RunData):
             min_points=self.min_box_points,
             missing_cameras=self.missing_cameras,
         )
-        check_classes(source, needs)
-        return source
+        others = [
+            open_source(
+                other.dataset,
+                other.root,
+                other.split,
+                needs,
+                version=self.version,
+                num_sweeps=other.num_sweeps,
+                min_points=self.min_box_points,
+            )
+            for other in self.further
+        ]
+        for each in (source, *others):
+            check_classes(each, needs)
+        if not others and not self.keep_in_memory:
+            return source
+        return JoinedSources([source, *others], self.keep_in_memory)
 
     def _pipeline(self, needs: Needs, training: bool) -> MultiSensorPipeline:
         return make_pipeline(

@@ -133,7 +133,7 @@ def evaluate_scenes(
     check_classes(source, needs)
     image = ImageAugmentConfig(test_resize=checkpoint.info.feed.get("test_resize", 0.48))
     samples = MultiSensorDataset(source, make_pipeline(needs, image, with_targets=annotated))
-    scorer = SceneScorer(needs.class_names, needs.map_classes)
+    scorer = SceneScorer(needs.class_names, needs.map_classes, needs.point_cloud_range)
     submission = _new_submission(needs, left) if out is not None else None
     meter, missing = LatencyMeter(), Counter[str]()
     loader: DataLoader[Any] = DataLoader(TimedSamples(samples), None, num_workers=num_workers)
@@ -256,6 +256,7 @@ def write_scene_report(path: Path, result: SceneEvaluation, about: dict[str, Any
         "num_samples": result.num_samples,
         "missing_sensors": result.missing,
         "detection_without_attributes": detection,
+        "recall_2m": None if scores is None or scores.recall is None else scores.recall.recall,
         "map": mapped,
         "nuscenes_devkit": None if result.devkit is None else result.devkit.as_dict(),
         "latency": {stage: s.as_dict() for stage, s in result.latency.stats().items()},

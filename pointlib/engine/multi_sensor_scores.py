@@ -11,7 +11,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from pointlib.data.lidar_transforms import in_range
 from pointlib.data.multi_sensor_batch import MultiSensorBatch
+from pointlib.metrics.centre_recall import CentreRecall, CentreRecallScores
 from pointlib.metrics.map_segmentation import MapIoU, MapScores
 from pointlib.metrics.nuscenes_detection import (
     MAX_BOXES,
@@ -21,7 +23,7 @@ from pointlib.metrics.nuscenes_detection import (
     SceneBoxes,
 )
 from pointlib.metrics.nuscenes_submission import scene_boxes
-from pointlib.sensors import ScenePrediction
+from pointlib.sensors import Detections, ScenePrediction
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,12 @@ class SceneScores:
     Attributes:
         detection: Attributes are not predicted here: `nds` below leaves their error out.
         map: Of map segmentation.
+        recall: Share of the boxes in the network's range that were found to 2 m.
     """
 
     detection: NuScenesScores | None
     map: MapScores | None
+    recall: CentreRecallScores | None = None
 
     @property
     def nds(self) -> float:
@@ -53,6 +57,8 @@ class SceneScores:
             ap = self.detection.ap.mean(1)
             names = self.detection.class_names
             found |= {f"ap/{name}": float(v) for name, v in zip(names, ap, strict=True)}
+        if self.recall is not None:
+            found["recall_2m"] = self.recall.recall
         if self.map is not None:
             found["map_miou"] = self.map.miou
             best = self.map.iou.max(dim=1).values
@@ -69,6 +75,8 @@ class SceneScores:
             parts.append(
                 f"mAP {100 * self.detection.mean_ap:.2f}   NDS without attributes {100 * self.nds:.2f}"
             )
+        if self.recall is not None:
+            parts.append(f"centres found to 2 m\n{self.recall.table()}")
         if self.map is not None:
             parts.append(self.map.table())
         return "\n".join(parts)
@@ -80,9 +88,18 @@ class SceneScorer:
     Args:
         class_names: Classes of boxes; empty without a detection head.
         map_classes: Classes of the map; empty without a map head.
+        point_cloud_range: x, y, z from, then to [m]: boxes whose centre, seen from above, is outside do not count for
+            the recall.
     """
 
-    def __init__(self, class_names: Sequence[str], map_classes: Sequence[str]) -> None:
+    def __init__(
+        self,
+        class_names: Sequence[str],
+        map_classes: Sequence[str],
+        point_cloud_range: Sequence[float],
+    ) -> None:
+        self.point_cloud_range = tuple(point_cloud_range)
+        self.recall = CentreRecall(tuple(class_names)) if class_names else None
         self.detection = NuScenesDetectionMetric(tuple(class_names)) if class_names else None
         self.map = MapIoU(tuple(map_classes)) if map_classes else None
 
@@ -101,12 +118,22 @@ class SceneScorer:
                     self._in_world(batch, i, found.boxes, found.labels, found.scores),
                     batch.ego2global[i, :3, 3].numpy(),
                 )
+                self._update_recall(batch.targets.boxes[i], batch.targets.labels[i], found)
             if self.map is not None and prediction.map_probabilities is not None:
                 if masks is None:
                     raise ValueError(
                         f"SceneScorer: {batch.paths[i]} must have a map, got none; set data.map_grid"
                     )
                 self.map.update(prediction.map_probabilities[None].cpu(), masks[i : i + 1].cpu())
+
+    def _update_recall(self, boxes: Tensor, labels: Tensor, found: Detections) -> None:
+        assert self.recall is not None
+        truth = boxes.cpu().numpy()
+        inside = in_range(truth, self.point_cloud_range, bev=True)
+        parts = (found.boxes, found.labels, found.scores)
+        self.recall.update(
+            truth[inside], labels.cpu().numpy()[inside], *(part.detach().cpu().numpy() for part in parts)
+        )  # fmt: skip
 
     def _in_world(
         self,
@@ -133,10 +160,12 @@ class SceneScorer:
         if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
             return self
         gathered: list[Any] = [None] * torch.distributed.get_world_size()
-        torch.distributed.all_gather_object(gathered, (self.detection, self.map))
-        total = SceneScorer((), ())
-        (total.detection, total.map), *others = gathered
-        for detection, mapped in others:
+        torch.distributed.all_gather_object(gathered, (self.detection, self.map, self.recall))
+        total = SceneScorer((), (), self.point_cloud_range)
+        (total.detection, total.map, total.recall), *others = gathered
+        for detection, mapped, recall in others:
+            if total.recall is not None:
+                total.recall.merge(recall)
             if total.detection is not None:
                 total.detection.merge(detection)
             if total.map is not None:
@@ -148,4 +177,5 @@ class SceneScorer:
         return SceneScores(
             None if self.detection is None else self.detection.compute(),
             None if self.map is None else self.map.compute(),
+            None if self.recall is None else self.recall.compute(),
         )

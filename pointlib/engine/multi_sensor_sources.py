@@ -10,7 +10,8 @@ from pointlib.data.image_transforms import ImageConfig
 from pointlib.data.multi_sensor import MultiSensorSource
 from pointlib.data.nuscenes_map import MapGrid
 
-DatasetName = Literal["nuscenes", "pandaset"]
+DatasetName = Literal["nuscenes", "nuscenes_info", "pandaset"]
+MissingCameras = Literal["raise", "allow", "skip"]
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,23 @@ class Needs:
 
 
 @dataclass(frozen=True)
+class FurtherData:
+    """Another dataset whose samples are joined to those of a run, in training and in validation.
+
+    Attributes:
+        dataset: "nuscenes", "nuscenes_info" or "pandaset".
+        root: Its folder; of nuscenes_info the JSON file.
+        split: As of `open_source`.
+        num_sweeps: Clouds a sample.
+    """
+
+    dataset: DatasetName
+    root: str
+    split: str | list[str] = "train"
+    num_sweeps: int = 1
+
+
+@dataclass(frozen=True)
 class ImageAugmentConfig:
     """How images vary in training. The defaults are BEVFusion's published ones for 1600 x 900 pixels.
 
@@ -93,24 +111,41 @@ def open_source(
     num_sweeps: int = 10,
     frame_stride: int = 1,
     min_points: int = 1,
-    missing_cameras: Literal["raise", "allow"] = "raise",
+    missing_cameras: MissingCameras = "raise",
 ) -> MultiSensorSource:
     """Open a split of a dataset, reading only what a network needs.
 
     Args:
         dataset: Its name.
-        root: Its folder.
-        split: One of its splits; for PandaSet also a list of sequences.
+        root: Its folder; of nuscenes_info the JSON file.
+        split: One of its splits; for PandaSet also a list of sequences; nuscenes_info has none.
         needs: Classes, cameras and map.
         version: Of nuScenes.
         num_sweeps: Clouds a sample.
         frame_stride: Every n-th key frame; nuScenes only.
         min_points: Returns that a box has at least.
-        missing_cameras: What a missing image does: "raise", or "allow" a black one.
+        missing_cameras: What a missing image does: "raise", "allow" a black one, or, of PandaSet, "skip" its frame.
 
     Raises:
         ValueError: There is no such dataset, split or class; or it has no map, and the network asks for one.
     """
+    if missing_cameras == "skip" and dataset != "pandaset":
+        raise ValueError(
+            f"open_source: missing_cameras must be raise or allow for {dataset}, got skip; set on_bad_sample to skip"
+        )
+    if dataset == "nuscenes_info":
+        from pointlib.data.nuscenes_info import NuScenesInfo
+
+        if needs.map_scope is not None:
+            raise _no_map(dataset)
+        return NuScenesInfo(
+            root,
+            num_sweeps=num_sweeps,
+            cameras=needs.image_size is not None,
+            min_points=min_points,
+            missing_cameras="raise" if missing_cameras == "raise" else "allow",
+            class_names=needs.class_names or None,
+        )
     if dataset == "nuscenes":
         from pointlib.data.nuscenes import NuScenes
 
@@ -126,7 +161,7 @@ def open_source(
             cameras=needs.image_size is not None,
             map=needs.map_scope is not None,
             min_points=min_points,
-            missing_cameras=missing_cameras,
+            missing_cameras="raise" if missing_cameras == "raise" else "allow",
             class_names=needs.class_names or None,
             frame_stride=frame_stride,
         )
@@ -134,19 +169,23 @@ def open_source(
         from pointlib.data.pandaset import PandaSet
 
         if needs.map_scope is not None:
-            raise ValueError(
-                "open_source: dataset must have a map for a network with a map head, got 'pandaset'"
-            )
+            raise _no_map(dataset)
         return PandaSet(
             root,
             split,
             sweeps=num_sweeps,
             cameras=needs.image_size is not None,
-            missing_images="raise" if missing_cameras == "raise" else "black",
+            missing_images="black" if missing_cameras == "allow" else missing_cameras,
             min_points=min_points,
         )
     raise ValueError(
         f"open_source: dataset must be one of {', '.join(get_args(DatasetName))}, got {dataset!r}"
+    )
+
+
+def _no_map(dataset: str) -> ValueError:
+    return ValueError(
+        f"open_source: dataset must have a map for a network with a map head, got {dataset!r}"
     )
 
 
