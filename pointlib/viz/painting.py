@@ -39,6 +39,7 @@ def new_figure(width: float, height: float, title: str | None) -> Figure:
 def dress(axes: Axes, title: str | None = None) -> None:
     """Give axes the dark look and a title."""
     axes.set_facecolor("black")
+    axes.grid(False)  # nuscenes-devkit sets a style with grids for the whole process
     axes.tick_params(colors=FOREGROUND, labelsize=8)
     for spine in axes.spines.values():
         spine.set_color("#3a3f4b")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import matplotlib.style
 import numpy as np
 import pytest
 import torch
@@ -201,6 +202,13 @@ def test_arrows_show_velocity_and_unknown_ones_are_left_out() -> None:
     metre = image.shape[1] / 45  # about
     assert tops[1] == tops[2]
     assert 3 * metre < tops[1] - tops[0] < 6 * metre  # the car moves by 5 m, from its front on
+
+
+def test_no_grid_even_under_a_style_that_has_one() -> None:
+    with matplotlib.style.context("seaborn-v0_8-whitegrid"):
+        figure = boxes_birds_eye(sample([CAR_AHEAD], [0]), CLASSES)
+    (axes,) = figure.axes
+    assert not any(line.get_visible() for line in axes.get_xgridlines())
 
 
 # Maps
