@@ -24,6 +24,7 @@ from pointlib.engine.config_parser import ConfigParser
 from pointlib.engine.evaluate_command import evaluate_boxes_and_maps
 from pointlib.engine.evaluate_points import evaluate_points
 from pointlib.engine.evaluator import Precision
+from pointlib.engine.multi_sensor_sources import DatasetName
 from pointlib.engine.published import published_checkpoint
 from pointlib.engine.segmentation_sources import ScanDatasetName
 from pointlib.metrics.segmentation import AbsentRule
@@ -39,12 +40,14 @@ def build_parser() -> ConfigParser:
     add("--checkpoint", type=str, required=True, help="A checkpoint, or the folder of a run.")
     add("--config", type=str | None, default=None, help="Of published weights: their network.")
     add("--data.root", type=str, required=True, help="Folder of the data set.")
-    add("--data.dataset", type=ScanDatasetName | None, default=None, help="Default: training's.")
+    datasets = ScanDatasetName | DatasetName | None
+    add("--data.dataset", type=datasets, default=None, help="Default: training's.")
     add("--data.version", type=str | None, default=None, help="Of nuScenes; default: training's.")
     add("--data.label_map", type=str | None, default=None, help="Default: as in training.")
     add("--split", type=str | None, default=None, help="val, train, test, or sequences: 08,10.")
     add("--tta", action="store_true", help="Average eight turned and mirrored views (points).")
     add("--without", nargs="*", type=Literal["camera", "lidar"], default=[], help="Take away.")
+    add("--compare", action="store_true", help="Also each sensor alone, and an untrained network.")
     add("--out", type=str | None, default=None, help="Folder for predictions and scores.json.")
     add("--pictures", type=int, default=0, help="Samples to draw into OUT/pictures (boxes, maps).")
     add("--score_threshold", type=float, default=0.2, help="Of the boxes that are drawn.")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -9,13 +11,23 @@ from typing import Any, Protocol
 from pointlib.data.multi_sensor import MultiSensorSample, MultiSensorSource
 from pointlib.data.multi_sensor_batch import MultiSensorBatch
 from pointlib.data.nuscenes import NuScenes
+from pointlib.engine.compare_sensors import (
+    ALL_SENSORS,
+    UNTRAINED,
+    comparison,
+    comparison_table,
+    sensor_variants,
+    untrained,
+)
 from pointlib.engine.multi_sensor_evaluator import (
     OnPrediction,
+    SceneEvaluation,
     evaluate_scenes,
     score_submission,
     write_scene_report,
 )
 from pointlib.engine.multi_sensor_sources import Needs, open_source
+from pointlib.files import write_file
 from pointlib.models.checkpoint import Checkpoint
 from pointlib.sensors import ScenePrediction, SceneTargets
 
@@ -45,6 +57,31 @@ def evaluate_boxes_and_maps(
     checkpoint: Checkpoint, options: Any, out: Path | None, progress: Progress, draw: Draw
 ) -> list[str]:
     """Scores a multi-sensor checkpoint; returns what to print."""
+    target = out or Path(checkpoint.path).parent
+    if not options.compare:
+        return _evaluate(checkpoint, options, target, progress, draw)[1]
+    if options.without:
+        raise ValueError(
+            "evaluate: --compare takes each sensor away by itself; leave --without out"
+        )
+    lines: list[str] = []
+    results: dict[str, SceneEvaluation] = {}
+    for name, without in sensor_variants(checkpoint).items():
+        chosen = copy.copy(options)
+        chosen.without = without
+        chosen.pictures = options.pictures if name == ALL_SENSORS else 0
+        folder = target if name == ALL_SENSORS else target / name.replace(" ", "_")
+        scored = untrained(checkpoint) if name == UNTRAINED else checkpoint
+        results[name], shown = _evaluate(scored, chosen, folder, progress, draw)
+        lines = lines or shown
+    write_file(target / "comparison.json", json.dumps(comparison(results), indent=2) + "\n")
+    return [*lines, "\n" + comparison_table(results), f"written: {target / 'comparison.json'}"]
+
+
+def _evaluate(
+    checkpoint: Checkpoint, options: Any, target: Path, progress: Progress, draw: Draw
+) -> tuple[SceneEvaluation, list[str]]:
+    """Scores once, into `target`; what came out, and what to print."""
     trained_with = checkpoint.info.config.get("data", {})
     feed = checkpoint.info.feed
     dataset = options.data.dataset or feed.get("dataset", "nuscenes")
@@ -52,15 +89,26 @@ def evaluate_boxes_and_maps(
     split = options.split or trained_with.get("val_split", "val")
     opened: list[MultiSensorSource] = []
 
-    target = out or Path(checkpoint.path).parent
     annotated = not (isinstance(split, str) and split.endswith("test"))
     asked: list[Needs] = []
+
+    # frames that training left out are left out here
+    missing_cameras = trained_with.get("missing_cameras", "raise")
+    if dataset != "pandaset" and missing_cameras == "skip":
+        missing_cameras = "raise"
 
     def open_split(needs: Needs) -> MultiSensorSource:
         asked.append(needs)
         opened.append(
             open_source(
-                dataset, options.data.root, split, needs, version, feed.get("num_sweeps", 1)
+                dataset,
+                options.data.root,
+                split,
+                needs,
+                version,
+                feed.get("num_sweeps", 1),
+                min_points=trained_with.get("min_box_points", 1),
+                missing_cameras=missing_cameras,
             )
         )
         return opened[0]
@@ -100,7 +148,7 @@ def evaluate_boxes_and_maps(
     about = {**about_evaluation(checkpoint, split, options), "without": list(options.without)}
     report = target / "scores.json"
     write_scene_report(report, result, {**about, "version": version})
-    return [*_summary(checkpoint, result, split, options.without), f"\nwritten: {report}"]
+    return result, [*_summary(checkpoint, result, split, options.without), f"\nwritten: {report}"]
 
 
 def about_evaluation(checkpoint: Checkpoint, split: Any, options: Any) -> dict[str, Any]:
