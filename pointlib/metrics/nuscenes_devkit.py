@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import logging
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ import numpy.typing as npt
 
 from pointlib.files import write_file
 from pointlib.metrics.nuscenes_detection import DISTANCES, ERRORS, NuScenesScores
+
+_log = logging.getLogger(__name__)
 
 _FAR = 1e7
 """Metres away from everything: a box there is removed by the devkit's own filter."""
@@ -165,7 +169,7 @@ def write_lidarseg_meta(out: str | os.PathLike[str], split: str) -> Path:
 def evaluate_lidarseg(
     nusc: Any, results: str | os.PathLike[str], split: str
 ) -> tuple[float, dict[str, float]]:
-    """Run the devkit's lidarseg evaluation.
+    """Run the devkit's lidarseg evaluation; on the scenes of the split that are there, which a warning names.
 
     Args:
         nusc: Of `load_nuscenes`, with lidarseg labels.
@@ -174,13 +178,60 @@ def evaluate_lidarseg(
 
     Returns:
         mIoU in [0, 1], and the IoU of each of the 16 classes (NaN: neither there nor found).
+
+    Raises:
+        ValueError: There is no such split, or none of its scenes is there.
+        AssertionError: There is no prediction for a cloud; the devkit names the file.
     """
     evaluator = _devkit("nuscenes.eval.lidarseg.evaluate").LidarSegEval
     write_lidarseg_meta(results, split)
+    nusc = _with_every_scene(nusc, split)
     with contextlib.redirect_stdout(io.StringIO()):
         scores = evaluator(nusc, str(results), split, verbose=False).evaluate()
     classes = {name: float(v) for name, v in scores["iou_per_class"].items() if name != "ignore"}
     return float(scores["miou"]), classes
+
+
+class _WithEmptyScenes:
+    """A dataset with scenes that hold nothing in place of those that were not downloaded."""
+
+    def __init__(self, nusc: Any, names: Sequence[str]) -> None:
+        tokens = {"first_sample_token": "", "last_sample_token": ""}
+        self._nusc = nusc
+        self._empty = {n: {"token": n, "name": n, "nbr_samples": 0, **tokens} for n in names}
+        self.scene = [*nusc.scene, *self._empty.values()]
+
+    def get(self, table: str, token: str) -> Any:
+        if table == "scene" and token in self._empty:
+            return self._empty[token]
+        return self._nusc.get(table, token)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._nusc, name)
+
+
+def _with_every_scene(nusc: Any, split: str) -> Any:
+    """The dataset with every scene of the split, for which the devkit's lidarseg evaluation asks."""
+    splits = _devkit("nuscenes.utils.splits").create_splits_scenes()
+    if split not in splits:
+        raise ValueError(
+            f"evaluate_lidarseg: split must be one of {', '.join(splits)}, got {split!r}"
+        )
+    there = {scene["name"] for scene in nusc.scene}
+    missing = [name for name in splits[split] if name not in there]
+    if not missing:
+        return nusc
+    if len(missing) == len(splits[split]):
+        raise ValueError(
+            f"evaluate_lidarseg: split must have scenes in the dataset, got {split!r}, whose {len(missing)} scenes "
+            f"({missing[0]}, ...) are not in {nusc.version}"
+        )
+    _log.warning(
+        "%d of the %d scenes of %s are scored: %s%s missing",
+        len(splits[split]) - len(missing), len(splits[split]), split, ", ".join(missing[:3]),
+        " is" if len(missing) == 1 else ", ... are" if len(missing) > 3 else " are",
+    )  # fmt: skip
+    return _WithEmptyScenes(nusc, missing)
 
 
 def _devkit(module: str) -> Any:

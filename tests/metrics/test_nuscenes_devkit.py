@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -208,22 +209,42 @@ def test_versions_that_are_there_are_named(synthetic_nuscenes: Path) -> None:
         load_nuscenes(synthetic_nuscenes, "v1.0-test")
 
 
-def test_lidarseg_truth_scores_one_by_the_devkit(
-    nusc: Any, scenes: list[Scene], tmp_path: Path
-) -> None:
+def write_lidarseg_truth(nusc: Any, tokens: Iterable[str], out: Path, split: str) -> None:
+    """Predictions that are right wherever there is a class."""
     from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 
     mapper = LidarsegClassMapper(nusc)
-    for token, *_ in scenes:
+    for token in tokens:
         data = nusc.get("sample", token)["data"]["LIDAR_TOP"]
         path = Path(nusc.dataroot) / nusc.get("lidarseg", data)["filename"]
         fine = np.fromfile(path, np.uint8)
         coarse = mapper.convert_label(fine)
         assert coarse.max() <= 16
-        write_lidarseg(tmp_path, SPLIT, data, np.where(coarse == 0, 1, coarse))
+        write_lidarseg(out, split, data, np.where(coarse == 0, 1, coarse))
+
+
+def test_lidarseg_truth_scores_one_by_the_devkit(
+    nusc: Any, scenes: list[Scene], tmp_path: Path
+) -> None:
+    write_lidarseg_truth(nusc, (token for token, *_ in scenes), tmp_path, SPLIT)
     miou, classes = evaluate_lidarseg(nusc, tmp_path, SPLIT)
     assert miou == pytest.approx(1.0)
     assert len(classes) == 16
     assert json.loads((tmp_path / SPLIT / "submission.json").read_text())["meta"]["use_lidar"]
     with pytest.raises(ValueError, match=r"must be 1\.\.16"):
         write_lidarseg(tmp_path, SPLIT, "x", np.array([0, 3]))
+
+
+def test_lidarseg_scores_the_scenes_that_are_there(
+    nusc: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The dataset has one of the eight scenes of mini_train."""
+    (scene,) = (s for s in nusc.scene if s["name"] == "scene-0061")
+    tokens = [s["token"] for s in nusc.sample if s["scene_token"] == scene["token"]]
+    write_lidarseg_truth(nusc, tokens, tmp_path, "mini_train")
+    assert evaluate_lidarseg(nusc, tmp_path, "mini_train")[0] == pytest.approx(1.0)
+    assert "1 of the 8 scenes of mini_train are scored: scene-0553" in caplog.text
+    with pytest.raises(ValueError, match=r"whose 150 scenes .* are not in v1.0-mini"):
+        evaluate_lidarseg(nusc, tmp_path, "test")
+    with pytest.raises(ValueError, match="split must be one of"):
+        evaluate_lidarseg(nusc, tmp_path, "mini_trane")
