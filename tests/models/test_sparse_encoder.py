@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from pointlib.models.point_voxelization import MeanVoxelization
 from pointlib.models.sparse_encoder import SparseEncoder, SpconvConv3d
 from pointlib.tensor import SparseTensor
 from tests.tolerances import assert_close
@@ -79,6 +81,19 @@ def test_a_kernel_of_another_size_is_refused() -> None:
         conv.load_state_dict({"weight": torch.zeros(3, 3, 3, 4, 6)})
 
 
+def test_the_operator_reads_the_weight_without_a_copy(tmp_path: Path) -> None:
+    conv = SpconvConv3d(4, 5, 3)
+    torch.save(conv.state_dict(), tmp_path / "conv.pt")
+    loaded = SpconvConv3d(4, 5, 3)
+    loaded.load_state_dict(torch.load(tmp_path / "conv.pt", weights_only=True))
+    assert torch.equal(loaded.kernel, conv.kernel)
+    conv(voxels()).feats.sum().backward()
+    torch.optim.AdamW(conv.parameters(), lr=0.1).step()
+    for other in (conv, loaded, copy.deepcopy(conv), SpconvConv3d(4, 5, 3).double()):
+        assert other.kernel.is_contiguous()
+        assert other.kernel.data_ptr() == other.weight.data_ptr()
+
+
 def test_parameters_are_the_entries_of_the_state_dict() -> None:
     network = SparseEncoder(**TINY)
     state = network.state_dict()
@@ -134,6 +149,20 @@ def test_bfloat16_autocast_is_near_single_precision() -> None:
             rounded = network(voxels())
     assert rounded.dtype == torch.bfloat16
     torch.testing.assert_close(rounded.float(), exact, rtol=0, atol=0.05 * float(exact.abs().max()))
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_voxels_and_view() -> None:
+    torch.manual_seed(0)
+    cloud = torch.rand(3000, 4) * torch.tensor([16, 12, 40, 1.0])
+    voxelize = MeanVoxelization((1, 1, 1), (0, 0, 0, 16, 12, 40), max_points=3, max_voxels=1500)
+    network = SparseEncoder(**TINY).eval()
+    x, there = voxelize([cloud, cloud[:5]]), voxelize([cloud.cuda(), cloud[:5].cuda()])
+    assert torch.equal(there.coords.cpu(), x.coords)
+    with torch.no_grad():
+        view, on_gpu = network(x), copy.deepcopy(network).cuda()(there)
+    torch.testing.assert_close(there.feats.cpu(), x.feats)
+    torch.testing.assert_close(on_gpu.cpu(), view, rtol=1e-3, atol=1e-3 * float(view.abs().max()))
 
 
 @pytest.mark.parametrize(
