@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from pointlib.data.argoverse2 import Argoverse2
 from pointlib.data.class_balance import balanced_indices
 from pointlib.data.gt_paste import ObjectPaste, PasteConfig
 from pointlib.data.image_transforms import ImageConfig
+from pointlib.data.joined_sources import JoinedSources
 from pointlib.data.kitti_calibration import (
     read_calibration,
     read_camera_poses,
     read_lidar2world,
     read_times,
 )
+from pointlib.data.kitti_object import KITTIObject
 from pointlib.data.label_map import LabelMap, load_label_map
 from pointlib.data.lidar_transforms import LidarAugmentConfig
 from pointlib.data.mix import LaserMix, MixTransform, PolarMix, RandomChoice, Transform
@@ -27,6 +30,8 @@ from pointlib.data.nuscenes_index import DETECTION_CLASSES
 from pointlib.data.nuscenes_info import NuScenesInfo
 from pointlib.data.nuscenes_lidarseg import NuScenesLidarSeg
 from pointlib.data.nuscenes_map import MAP_CLASSES, MapGrid, rasterize_map
+from pointlib.data.pandaset import PandaSet
+from pointlib.data.pandaset_segmentation import PandaSetSegmentation
 from pointlib.data.paste_database import PasteDatabase, build_paste_database
 from pointlib.data.point_cloud_io import read_points, write_points
 from pointlib.data.sample import (
@@ -58,6 +63,11 @@ from pointlib.data.voxelize import VoxelizeSegmentation
 __all__ = [
     # data sets and batches
     "SemanticKITTI",
+    "PandaSet",
+    "PandaSetSegmentation",
+    "KITTIObject",
+    "Argoverse2",
+    "JoinedSources",
     "NuScenes",
     "NuScenesInfo",
     "NuScenesLidarSeg",
