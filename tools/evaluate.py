@@ -1,7 +1,7 @@
 """Score a checkpoint on a data set: points as semantic-kitti-api does, boxes with nuscenes-devkit, maps as BEVFusion.
 
     python tools/evaluate.py --checkpoint runs/demo --data.root DIR [--split val] [--tta] [--out DIR]
-    python tools/evaluate.py --checkpoint runs/lidarseg --data.root DIR [--data.version v1.0-mini --split mini_val]
+    python tools/evaluate.py --checkpoint runs/lidarseg --data.root DIR --data.version v1.0-mini
     python tools/evaluate.py --checkpoint runs/bev --data.root DIR --data.version v1.0-trainval --without camera
     python tools/evaluate.py --checkpoint bevfusion-det.pth --config configs/nuscenes/bevfusion_det_cl.yaml ...
 

@@ -40,7 +40,7 @@ def evaluate_points(
     """
     trained_on = checkpoint.info.feed.get("dataset", "semantic_kitti")
     dataset = options.data.dataset or trained_on
-    name = options.split or "val"
+    name = options.split or _default_split(checkpoint, dataset == trained_on)
     scans = _open(checkpoint, options, dataset, name)
     check_classes(checkpoint, scans.label_map)
     nusc = None
@@ -82,6 +82,12 @@ def evaluate_points(
         lines.append(f"nuscenes-devkit: mean IoU {100 * result.devkit.miou:.2f} %\n")
     written = f"\nwritten: {report}" + (f", {out}/{_prediction_folder(scans)}" if out else "")
     return [*lines, result.latency.table(), written]
+
+
+def _default_split(checkpoint: Checkpoint, same_dataset: bool) -> str:
+    """The validation split of the training, if it had a name."""
+    split = checkpoint.info.config.get("data", {}).get("val_split")
+    return split if same_dataset and isinstance(split, str) else "val"
 
 
 def _open(checkpoint: Checkpoint, options: Any, dataset: str, split: str) -> LabelledScans:

@@ -127,12 +127,14 @@ def test_every_point_of_the_key_frames_and_no_other_is_scored(
 def test_without_a_folder_the_devkit_scores_too(
     trained: Path, synthetic_nuscenes: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["--checkpoint", str(trained), "--data.root", str(synthetic_nuscenes)]
-    assert evaluate_tool.main([*command, "--split", "mini_val", *CPU]) == 0
+    command = ["--checkpoint", str(trained / "last.ckpt"), "--data.root", str(synthetic_nuscenes)]
+    before = len(list(trained.rglob("*_lidarseg.bin")))
+    assert evaluate_tool.main([*command, *CPU]) == 0  # on mini_val, as in training
     out = capsys.readouterr().out
+    assert "4 scans of split mini_val" in out
     mine = next(line for line in out.splitlines() if line.startswith("mean IoU"))
     assert f"nuscenes-devkit: mean IoU {mine.split()[2]} %" in out
-    assert not list(trained.rglob("*_lidarseg.bin")) or (trained / "evaluation").is_dir()
+    assert len(list(trained.rglob("*_lidarseg.bin"))) == before
 
 
 def test_a_split_without_labels_is_predicted_only(
