@@ -148,6 +148,8 @@ def _side_road(x, y, s, d, line, half_width, crossings):  # type: ignore[no-unty
         if abs(s - crossings[k, 0]) > 60.0:
             continue
         index = int(crossings[k, 0] + LEAD)
+        if index >= len(line):
+            continue  # beyond the street's end
         heading = line[index, 2]
         along = (x - line[index, 0]) * np.cos(heading) + (y - line[index, 1]) * np.sin(heading)
         away = abs(along) - crossings[k, 1]

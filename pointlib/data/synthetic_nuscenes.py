@@ -130,6 +130,8 @@ def _claim(root: Path, settings: dict[str, Any]) -> None:
                 f"generate_nuscenes: {root} must be empty or hold a dataset of the same settings, got {found} "
                 f"instead of {wanted}; choose another root or remove that dataset"
             )
+        for left in root.rglob(".*.tmp"):  # of a call that was killed
+            left.unlink()
         return
     if any((root / name).exists() for name in ("samples", "sweeps", "maps", settings["version"])):
         raise ValueError(

@@ -176,6 +176,8 @@ def _paint_on_side_road(x, y, d, line, half_width, crossings):  # type: ignore[n
     """Surface of a side road at a point beside the carriageway, `ROAD` where nothing is painted."""
     for k in range(len(crossings)):
         index = int(crossings[k, 0] + LEAD)
+        if index >= len(line):
+            continue  # beyond the street's end
         heading = line[index, 2]
         along = (x - line[index, 0]) * np.cos(heading) + (y - line[index, 1]) * np.sin(heading)
         across = -(x - line[index, 0]) * np.sin(heading) + (y - line[index, 1]) * np.cos(heading)

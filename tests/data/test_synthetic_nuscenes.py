@@ -309,6 +309,7 @@ def test_an_interrupted_call_goes_on_and_other_settings_are_refused(
     ]
     for path in gone:
         path.unlink()
+    (root / "samples" / ".cloud.bin.1-0.tmp").write_bytes(b"half of a file")
     made: list[int] = []
     whole = frame_module.FrameMaker.make
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 from pointlib.data.camera_render import GROUND, Camera, cast_image
 from pointlib.data.camera_shading import draw_weather
 from pointlib.data.raycast_shapes import FAR
+from pointlib.data.synthetic_ground import LEAD, SIDEWALK
 from pointlib.data.synthetic_nuscenes_boxes import in_the_way, meetings
 from pointlib.data.synthetic_nuscenes_camera import instance_image, take_picture
 from pointlib.data.synthetic_nuscenes_objects import CATALOGUE, CLEARANCE, Painted, build_model
@@ -131,6 +134,22 @@ def test_every_model_fits_its_box(what: str) -> None:
     held = sweep.points[sweep.instance == 7, :3] + lidar2world[:3, 3]
     assert len(held) > 4
     assert (held[:, :2] >= low[:2]).all() and (held[:, 2] > -0.05).all() and (held <= high).all()
+
+
+def test_a_side_road_beyond_the_end_of_the_street_is_no_road(scene: NuScenesScene) -> None:
+    street = scene.street.street
+    end, (x, y, heading) = len(street.line), street.line[-1]
+    # Behind the line's last row, memory goes on with a road that nobody may see.
+    ahead = np.arange(1.0, 61.0)[:, None] * (np.cos(heading), np.sin(heading), 0.0)
+    line = np.concatenate([street.line, street.line[-1] + ahead])[:end]
+    crossings = np.concatenate([street.crossings, [[end - LEAD + 12.0, 5.0, 2.0]]])
+    surfaces = []
+    for rows in (street.crossings, crossings):
+        changed = dataclasses.replace(street, line=line, crossings=rows)
+        layout = dataclasses.replace(scene.street, street=changed)
+        surfaces.append(layout.surface(x - 40.0, y - 40.0, 0.5, (160, 160)))
+    np.testing.assert_array_equal(surfaces[0] == SIDEWALK, surfaces[1] == SIDEWALK)
+    assert (surfaces[0] == SIDEWALK).any()
 
 
 def test_nothing_stands_or_walks_in_another(scene: NuScenesScene) -> None:
