@@ -15,10 +15,12 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 QUICK = {
-    "synthetic-nuscenes": "--scenes scene-0061 --samples-per-scene 2 --image-size 64 36 --sweeps 2 --beams 8"
+    "synthetic-nuscenes": "--scenes scene-0061 scene-0103 --samples-per-scene 2 --image-size 64 36 --sweeps 2 --beams 8"
     " --azimuth-steps 180 --workers 1",
     "nuscenes": "--workers 1",
     "synthetic": "--sequences 00:2 08:1 --azimuth-steps 90 --beams 16 --workers 1",
+    "configs/synthetic/minkunet_lidarseg_demo.yaml": "--trainer.max_epochs 1 --trainer.limit_train_batches 1"
+    " --trainer.accelerator cpu --trainer.progress_bar false --data.num_workers 0",
     "train.py": "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.limit_val_batches 1"
     " --trainer.precision 32-true --trainer.accelerator cpu --data.num_workers 0 --data.batch_size 1"
     " --trainer.progress_bar false --data.train_split '[\"00\"]'",
