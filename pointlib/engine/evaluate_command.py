@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from pointlib.data.kitti_object import KITTIObject
 from pointlib.data.multi_sensor import MultiSensorSample, MultiSensorSource
 from pointlib.data.multi_sensor_batch import MultiSensorBatch
 from pointlib.data.nuscenes import NuScenes
@@ -19,6 +20,7 @@ from pointlib.engine.compare_sensors import (
     sensor_variants,
     untrained,
 )
+from pointlib.engine.kitti_results import KittiResults
 from pointlib.engine.multi_sensor_evaluator import (
     OnPrediction,
     SceneEvaluation,
@@ -113,7 +115,14 @@ def _evaluate(
         )
         return opened[0]
 
+    kitti: list[KittiResults] = []
+
     def on_prediction(number: int, batch: MultiSensorBatch, prediction: ScenePrediction) -> None:
+        source = opened[0]
+        if isinstance(source, KITTIObject) and prediction.detections is not None:
+            if not kitti:
+                kitti.append(KittiResults(source, target / "kitti"))
+            kitti[0].add(number, prediction.detections)
         if number < options.pictures:
             needs = asked[0]
             draw(
@@ -128,7 +137,8 @@ def _evaluate(
                 min_score=options.score_threshold,
             )
 
-    drawing: OnPrediction | None = on_prediction if options.pictures else None
+    looking = options.pictures or dataset == "kitti"
+    drawing: OnPrediction | None = on_prediction if looking else None
     result = evaluate_scenes(
         checkpoint,
         open_split,
@@ -146,9 +156,14 @@ def _evaluate(
         devkit = score_submission(source, version, str(split), result.submission, target)
         result = result.with_devkit(devkit)
     about = {**about_evaluation(checkpoint, split, options), "without": list(options.without)}
+    official = kitti[0].compute() if kitti and annotated else None
+    if official is not None:
+        about["kitti"] = official.as_dict()
     report = target / "scores.json"
     write_scene_report(report, result, {**about, "version": version})
-    return result, [*_summary(checkpoint, result, split, options.without), f"\nwritten: {report}"]
+    lines = _summary(checkpoint, result, split, options.without)
+    lines += [f"\nKITTI\n{official.table()}"] if official is not None else []
+    return result, [*lines, f"\nwritten: {report}"]
 
 
 def about_evaluation(checkpoint: Checkpoint, split: Any, options: Any) -> dict[str, Any]:

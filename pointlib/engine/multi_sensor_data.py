@@ -58,7 +58,7 @@ class MultiSensorData(RunData):
         """Remembers what to load; reads nothing yet.
 
         Args:
-            dataset: "nuscenes", "nuscenes_info" or "pandaset".
+            dataset: "nuscenes", "nuscenes_info", "pandaset" or "kitti".
             root: Its folder; of nuscenes_info the JSON file.
             version: Of nuScenes: the folder of its tables.
             train_split: Name of a split, or for PandaSet a list of sequences.

@@ -10,7 +10,7 @@ from pointlib.data.image_transforms import ImageConfig
 from pointlib.data.multi_sensor import MultiSensorSource
 from pointlib.data.nuscenes_map import MapGrid
 
-DatasetName = Literal["nuscenes", "nuscenes_info", "pandaset"]
+DatasetName = Literal["nuscenes", "nuscenes_info", "pandaset", "kitti"]
 MissingCameras = Literal["raise", "allow", "skip"]
 
 
@@ -67,7 +67,7 @@ class FurtherData:
     """Another dataset whose samples are joined to those of a run, in training and in validation.
 
     Attributes:
-        dataset: "nuscenes", "nuscenes_info" or "pandaset".
+        dataset: "nuscenes", "nuscenes_info", "pandaset" or "kitti".
         root: Its folder; of nuscenes_info the JSON file.
         split: As of `open_source`.
         num_sweeps: Clouds a sample.
@@ -118,10 +118,11 @@ def open_source(
     Args:
         dataset: Its name.
         root: Its folder; of nuscenes_info the JSON file.
-        split: One of its splits; for PandaSet also a list of sequences; nuscenes_info has none.
+        split: One of its splits; for PandaSet also a list of sequences; for KITTI also "all"; nuscenes_info
+            has none.
         needs: Classes, cameras and map.
         version: Of nuScenes.
-        num_sweeps: Clouds a sample.
+        num_sweeps: Clouds a sample; KITTI has one.
         frame_stride: Every n-th key frame; nuScenes only.
         min_points: Returns that a box has at least.
         missing_cameras: What a missing image does: "raise", "allow" a black one, or, of PandaSet, "skip" its frame.
@@ -176,6 +177,22 @@ def open_source(
             sweeps=num_sweeps,
             cameras=needs.image_size is not None,
             missing_images="black" if missing_cameras == "allow" else missing_cameras,
+            min_points=min_points,
+        )
+    if dataset == "kitti":
+        from pointlib.data.kitti_object import KITTIObject
+
+        if needs.map_scope is not None:
+            raise _no_map(dataset)
+        if not isinstance(split, str):
+            raise ValueError(
+                f"open_source: split must be the name of a split of KITTI, got {list(split)}"
+            )
+        return KITTIObject(
+            root,
+            None if split == "all" else split,
+            class_names=needs.class_names,
+            cameras=needs.image_size is not None,
             min_points=min_points,
         )
     raise ValueError(
