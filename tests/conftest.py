@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 settings.register_profile("local", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
-if "PYTEST_XDIST_WORKER" in os.environ:  # several processes share the cores, and what they start does too
+if "PYTEST_XDIST_WORKER" in os.environ:  # processes share the cores, those they start too
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 

@@ -22,6 +22,7 @@ from pointlib.data import SemanticKITTI, VoxelizeSegmentation, collate_segmentat
 from pointlib.data.synthetic import generate_dataset
 from pointlib.engine import load_config
 from pointlib.engine.config_parser import ConfigParser
+from pointlib.engine.segmentation_sources import open_scans
 from pointlib.models import create_model
 from pointlib.ops import best_device
 from pointlib.ops.memory import keep_freed_memory
@@ -53,18 +54,23 @@ def batches(
     data = config["data"]
     folder = Path(root or data["root"])
     with tempfile.TemporaryDirectory() as scratch:
-        sequences: Any = data["val_split"]
+        part: Any = data["val_split"]
         if split is not None:
-            sequences = split.split(",") if split[0].isdigit() else split
-        if not (folder / "sequences").is_dir():
-            if root is not None:
-                raise FileNotFoundError(
-                    f"tune: --data.root must hold sequences/, got {folder}. Leave it out to tune on synthetic scans."
-                )
+            part = split.split(",") if split[0].isdigit() else split
+        scans: Any
+        if data["dataset"] != "semantic_kitti" and folder.is_dir():
+            keys = ("label_map", "version", "num_frames", "frames", "sensor")
+            scans = open_scans(data["dataset"], str(folder), part, **{k: data[k] for k in keys})
+        elif (folder / "sequences").is_dir():
+            scans = SemanticKITTI(folder, part, with_labels=False)
+        elif root is not None:
+            raise FileNotFoundError(
+                f"tune: --data.root must hold sequences/, got {folder}. Leave it out to tune on synthetic scans."
+            )
+        else:
             print(f"no data set at {folder}: tuning on synthetic scans", flush=True)
-            folder, sequences = Path(scratch), ["00"]
-            generate_dataset(folder, sequences={"00": count * size}, seed=0, workers=1)
-        scans = SemanticKITTI(folder, sequences, label_map=data["label_map"], with_labels=False)
+            generate_dataset(Path(scratch), sequences={"00": count * size}, seed=0, workers=1)
+            scans = SemanticKITTI(scratch, ["00"], with_labels=False)
         voxelize = VoxelizeSegmentation(data["voxel_size"], data["max_voxels"])
         step = max(len(scans) // (count * size), 1)
         rng = np.random.default_rng(0)

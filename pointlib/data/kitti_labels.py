@@ -64,7 +64,9 @@ class KittiObjects:
 
     def select(self, rows: npt.NDArray[Any]) -> KittiObjects:
         """The objects of `rows`, (M,) bool or (K,) int64."""
-        parts = {name: None if value is None else value[rows] for name, value in vars(self).items()}
+        parts: dict[str, Any] = {
+            name: None if value is None else value[rows] for name, value in vars(self).items()
+        }
         return KittiObjects(**parts)
 
     def difficulty(self) -> npt.NDArray[np.int64]:
