@@ -193,3 +193,27 @@ def test_fusion_starts_from_a_lidar_network(scenes: Path, tmp_path: Path) -> Non
     used = load(tmp_path / "both/last.ckpt")["state_dict"]
     learned = [k for k in given if k.endswith(("weight", "bias"))]
     assert len(learned) > 30 and all(torch.equal(given[k], used[k]) for k in learned)
+
+
+def test_published_weights_are_evaluated_with_a_config(
+    finished: Path, scenes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = dict(read_checkpoint(finished / "run/last.ckpt").weights)
+    torch.save({"meta": {"epoch": 20}, "state_dict": weights}, tmp_path / "published.pth")
+    common = [f"--data.root={scenes}", "--num_workers=0", "--device=cpu"]
+    given = [
+        f"--checkpoint={tmp_path / 'published.pth'}",
+        f"--config={finished / 'run/config.yaml'}",
+    ]
+    assert evaluate_main([*common, *given, f"--out={tmp_path / 'published'}"]) == 0
+    own = [f"--checkpoint={finished / 'run/last.ckpt'}", f"--out={tmp_path / 'own'}"]
+    assert evaluate_main([*common, *own]) == 0
+    submissions = [
+        (tmp_path / name / "results_nusc.json").read_text() for name in ("published", "own")
+    ]
+    assert submissions[0] == submissions[1]
+
+    del weights["fuser.0.weight"]
+    torch.save({"state_dict": weights}, tmp_path / "published.pth")
+    assert evaluate_main([*common, *given]) == 1
+    assert "fuser.0.weight" in capsys.readouterr().err
