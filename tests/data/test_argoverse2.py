@@ -15,6 +15,8 @@ from pointlib.data.multi_sensor import MultiSensorSample
 from pointlib.data.sample import BadSampleError
 from pointlib.ops.boxes import points_in_boxes_all
 
+pytest.importorskip("pyarrow", reason="needs pyarrow")
+
 NS = 315973157959879000
 
 
