@@ -17,6 +17,7 @@ from typing import NamedTuple
 import pytest
 
 from pointlib.ops._cuda import compiler, engine, quantized, tiles, weight_grad, weight_stationary
+from pointlib.ops._cuda.types import ELEMENTS
 
 ARCHITECTURES = [
     "sm_75",
@@ -197,7 +198,7 @@ PRODUCT = re.compile(r"_(tensor|exact)<(\w+), (\d+), (\d+), \d+>")
 
 @pytest.mark.parametrize("capability", SHARED_KIB)
 def test_tiles_fit_into_shared_memory(capability: int) -> None:
-    dtypes = {name: dtype for dtype, name in tiles.TYPES.items()}
+    dtypes = {name: dtype for dtype, name in ELEMENTS.items()}
     sizes = {f"int8 {tile}": quantized._shared_bytes(*tile, capability) for tile in quantized.TILES}
     for family in (weight_grad, weight_stationary):
         for _, kernel in family.variants(capability):
