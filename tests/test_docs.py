@@ -21,6 +21,8 @@ QUICK = {
     "synthetic": "--sequences 00:2 08:1 --azimuth-steps 90 --beams 16 --workers 1",
     "configs/synthetic/minkunet_lidarseg_demo.yaml": "--trainer.max_epochs 1 --trainer.limit_train_batches 1"
     " --trainer.accelerator cpu --trainer.progress_bar false --data.num_workers 0",
+    "configs/synthetic/bevfusion_det_cl_demo.yaml": "--trainer.max_epochs 1 --trainer.limit_train_batches 1"
+    " --trainer.limit_val_batches 1 --trainer.accelerator cpu --trainer.progress_bar false --data.num_workers 0",
     "train.py": "--trainer.max_epochs 1 --trainer.limit_train_batches 1 --trainer.limit_val_batches 1"
     " --trainer.precision 32-true --trainer.accelerator cpu --data.num_workers 0 --data.batch_size 1"
     " --trainer.progress_bar false --data.train_split '[\"00\"]'",
@@ -82,11 +84,19 @@ FOREIGN = {"logdir", "no-deps", "nproc_per_node"}
 def test_every_option_on_a_page_exists(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    commands = ("check", "synthetic", "range-scans", "nuscenes", "synthetic-nuscenes")
+    commands = (
+        "check",
+        "synthetic",
+        "range-scans",
+        "nuscenes",
+        "synthetic-nuscenes",
+        "paste-database",
+    )
     calls = [["tools/prepare_data.py", command] for command in commands]
     programs = ("train", "evaluate", "predict", "visualize", "tune")
     calls += [[f"tools/{name}.py"] for name in programs]
-    calls += [["pointlib/ops/precompile.py"]]
+    of_scenes = ["tools/train.py", "--task", "multi_sensor"]
+    calls += [of_scenes, [*of_scenes, "--data.paste.help"], ["pointlib/ops/precompile.py"]]
     for script, *subcommand in calls:
         monkeypatch.setattr(sys, "argv", [script, *subcommand, "--help"])
         with pytest.raises(SystemExit):
