@@ -31,7 +31,7 @@ demo: $(INSTALLED)  ## train on synthetic street scenes, score and draw held-out
 	$(BIN)/python tools/evaluate.py --checkpoint $(DEMO)/run/last.ckpt --data.root $(DEMO)/data --out $(DEMO)/evaluation
 	$(BIN)/python tools/visualize.py $(DEMO)/data --sequences 08 --predictions $(DEMO)/evaluation --view both --out $(DEMO)/pictures
 
-demo-bevfusion: $(INSTALLED)  ## boxes and maps from LiDAR and cameras, on synthetic nuScenes; half an hour on 2 cores
+demo-bevfusion: $(INSTALLED)  ## boxes and maps from LiDAR and cameras, on synthetic nuScenes; 22 minutes on 2 cores
 	$(BIN)/python tools/prepare_data.py synthetic-nuscenes --root $(BEV)/data --version v1.0-trainval --scenes 32 --samples-per-scene 8 --sweeps 1
 	$(BIN)/python tools/train.py --config configs/synthetic/bevfusion_det_cl_demo.yaml --data.root $(BEV)/data --run_dir $(BEV)/det
 	$(BIN)/python tools/train.py --config configs/synthetic/bevfusion_seg_cl_demo.yaml --data.root $(BEV)/data --run_dir $(BEV)/seg
