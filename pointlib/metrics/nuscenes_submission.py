@@ -132,7 +132,8 @@ class NuScenesSubmission:
 
         Args:
             token: Of the sample.
-            boxes: (K, 9), LiDAR frame.
+            boxes: (K, 9), LiDAR frame. NaN velocity, of a network that predicts none, is written as rest: JSON has
+                no NaN.
             scores: (K,) in [0, 1].
             labels: (K,) int64.
             lidar2ego: (4, 4).
@@ -143,6 +144,8 @@ class NuScenesSubmission:
         """
         if token in self.results:
             raise ValueError(f"NuScenesSubmission.add: token must be new, got {token} again")
+        boxes = boxes.copy()
+        boxes[:, 7:] = np.where(np.isnan(boxes[:, 7:]), 0.0, boxes[:, 7:])
         if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
             raise ValueError(
                 f"NuScenesSubmission.add: boxes and scores must be finite, got others for {token}"

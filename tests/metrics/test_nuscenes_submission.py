@@ -105,3 +105,13 @@ def test_bad_input_is_named() -> None:
         submission.add(
             "u", np.full((1, 9), np.nan), np.ones(1), np.zeros(1, np.int64), np.eye(4), np.eye(4)
         )
+
+
+def test_unknown_velocity_is_rest() -> None:
+    boxes = np.ones((1, 9), np.float32)
+    boxes[:, 7:] = np.nan
+    submission = NuScenesSubmission(("car",), use_camera=False, use_lidar=True)
+    submission.add("t", boxes, np.ones(1), np.zeros(1, np.int64), np.eye(4), np.eye(4))
+    assert submission.results["t"][0]["velocity"] == [0.0, 0.0]
+    assert submission.results["t"][0]["attribute_name"] == "vehicle.parked"
+    assert np.isnan(boxes[:, 7:]).all()
