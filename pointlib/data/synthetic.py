@@ -7,10 +7,8 @@ the number of workers, the order of work and interruptions leave no trace in the
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from tqdm import tqdm
 
+from pointlib.data.job_pool import run_jobs
 from pointlib.data.lidar_sensor import LidarSensor, Scan
 from pointlib.data.synthetic_scene import Scene, ground_materials
 from pointlib.files import write_file
@@ -123,7 +122,7 @@ def generate_dataset(
             file=sys.stderr,
         )
     for _ in tqdm(
-        _run(jobs, workers),
+        run_jobs(_make, jobs, workers),
         total=len(jobs),
         desc="synthetic scans",
         unit="scan",
@@ -298,26 +297,3 @@ def _make(job: tuple[Path, int, int, _Settings]) -> None:
     points, labels = _files(folder, frame)
     write_file(labels, (scan.semantic | scan.instance << np.uint32(16)).astype("<u4").tobytes())
     write_file(points, scan.points.astype("<f4").tobytes())
-
-
-def _run(jobs: list[tuple[Path, int, int, _Settings]], workers: int) -> Iterator[None]:
-    """Do all jobs, yielding after each one done."""
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        for job in jobs:
-            _make(job)
-            yield
-        return
-    # The first job here compiles the ray caster into the cache, once instead of once a worker.
-    _make(jobs[0])
-    yield
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(_make, job) for job in jobs[1:]]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise

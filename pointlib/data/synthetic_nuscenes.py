@@ -7,10 +7,8 @@ leave no trace in the files.
 from __future__ import annotations
 
 import json
-import multiprocessing
 import sys
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -18,6 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from pointlib.data.job_pool import run_jobs
 from pointlib.data.synthetic_nuscenes_frame import FrameMaker, FrameSettings, SceneFiles, read_note
 from pointlib.data.synthetic_nuscenes_layout import ScenePlace, lay_out, scene_names, scene_seed
 from pointlib.data.synthetic_nuscenes_map import write_maps
@@ -97,7 +96,7 @@ def generate_nuscenes(
             f"generate_nuscenes: kept {len(jobs) - len(missing)} complete key frames in {root}",
             file=sys.stderr,
         )
-    bar = tqdm(_run(missing, workers), total=len(missing), desc="synthetic key frames",
+    bar = tqdm(run_jobs(_make, missing, workers), total=len(missing), desc="synthetic key frames",
                unit="frame", disable=not progress)  # fmt: skip
     for _ in bar:
         pass
@@ -154,29 +153,6 @@ def _complete(job: _Job) -> bool:
 
 def _make(job: _Job) -> None:
     _maker(*job[:4]).make(job[4])
-
-
-def _run(jobs: list[_Job], workers: int) -> Iterator[None]:
-    """Do all jobs, yielding after each one done."""
-    workers = min(workers, len(jobs))
-    if workers <= 1:
-        for job in jobs:
-            _make(job)
-            yield
-        return
-    # The first job here compiles the ray caster into the cache, once instead of once a worker.
-    _make(jobs[0])
-    yield
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = [pool.submit(_make, job) for job in jobs[1:]]
-        try:
-            for future in as_completed(futures):
-                future.result()
-                yield
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
 
 
 def _write_tables(

@@ -6,6 +6,7 @@ A subclass computes the loss and the scores; the loop around it is Lightning's.
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,7 +33,7 @@ class NonFiniteLossError(RuntimeError):
     """The loss is NaN or infinite; training cannot go on."""
 
 
-class RunTask(LightningModule):
+class RunTask(LightningModule, ABC):
     """A network in training. Random numbers of a step (dropout) come from a generator seeded by (seed, epoch, batch,
     process), so a resumed run draws the same ones.
 
@@ -71,9 +72,9 @@ class RunTask(LightningModule):
         data: RunData = self.trainer.datamodule  # type: ignore[attr-defined]
         return data
 
+    @abstractmethod
     def checkpoint_info(self) -> CheckpointInfo:
         """What a checkpoint says about the network and how to feed it."""
-        raise NotImplementedError
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer, with its schedule stepped after each optimizer step."""

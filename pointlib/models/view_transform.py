@@ -7,6 +7,7 @@ those of mit-han-lab/bevfusion. `pointlib.models.bev_depth` has the transform wh
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ class Lifted(NamedTuple):
     context: Tensor
 
 
-class ViewTransform(nn.Module):
+class ViewTransform(nn.Module, ABC):
     """What all transforms share: geometry, pooling and the convolutions after it.
 
     Subclasses define `build_nets` and `lift`.
@@ -124,13 +125,13 @@ class ViewTransform(nn.Module):
         """As `forward`, with the losses that the transform itself is trained with: none for most."""
         return self(feats, batch), {}
 
+    @abstractmethod
     def build_nets(self) -> None:
         """Make the layers that `lift` needs; sizes are attributes already."""
-        raise NotImplementedError
 
+    @abstractmethod
     def lift(self, feats: Tensor, cameras: CameraBatch, batch: SensorBatch) -> Lifted:
         """Predict the depths and the context of each pixel of (B, N, in_channels, h, w)."""
-        raise NotImplementedError
 
     def pool(self, lifted: Lifted, batch: SensorBatch) -> Tensor:
         """Add the lifted features up in the cells of the grid: (B, Z * C, X, Y), before `downsample`."""
