@@ -134,7 +134,7 @@ def evaluate_scenes(
     image = ImageAugmentConfig(test_resize=checkpoint.info.feed.get("test_resize", 0.48))
     samples = MultiSensorDataset(source, make_pipeline(needs, image, with_targets=annotated))
     scorer = SceneScorer(needs.class_names, needs.map_classes, needs.point_cloud_range)
-    submission = _new_submission(needs, left) if out is not None else None
+    submission = _new_submission(needs, without) if out is not None else None
     meter, missing = LatencyMeter(), Counter[str]()
     loader: DataLoader[Any] = DataLoader(TimedSamples(samples), None, num_workers=num_workers)
 
@@ -196,10 +196,12 @@ def _without(batch: MultiSensorBatch, names: Collection[str]) -> MultiSensorBatc
     )
 
 
-def _new_submission(needs: Needs, sensors: Collection[str]) -> NuScenesSubmission | None:
+def _new_submission(needs: Needs, without: Collection[str]) -> NuScenesSubmission | None:
     if not needs.class_names:
         return None
-    return NuScenesSubmission(needs.class_names, "camera" in sensors, "lidar" in sensors)
+    use_camera = needs.image_size is not None and "camera" not in without
+    use_lidar = needs.points and "lidar" not in without
+    return NuScenesSubmission(needs.class_names, use_camera, use_lidar)
 
 
 def _add(

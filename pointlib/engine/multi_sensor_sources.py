@@ -41,7 +41,7 @@ class Needs:
             network.class_names,
             network.map_classes,
             network.point_cloud_range,
-            "lidar" in network.encoders,
+            network.reads_points,
             network.image_size,
             network.map_scope,
         )

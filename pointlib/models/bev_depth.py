@@ -8,7 +8,7 @@ of the depth branch and the depth refinement over stacked pillars (4.3). LiDAR i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,8 @@ class BEVDepthTransform(ViewTransform):
         mid_channels: Channels within the depth net; None for in_channels.
         depth_loss_weight: Factor of the loss of depth; 3 as published.
     """
+
+    reads_points: ClassVar[bool] = True
 
     def __init__(
         self,

@@ -39,6 +39,7 @@ class BEVFusion(nn.Module):
         voxel_size: Edges of a voxel [m].
         image_size: Height and width of the images [pixels]; None without cameras.
         map_scope: From, to and step of the map's cells along x and y [m]; None without the head "map".
+        reads_points: Whether points are an input: of the encoder "lidar", or of cameras that find depth with them.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class BEVFusion(nn.Module):
         self.voxel_size = tuple(ground.voxel_size)
         self.image_size = encoders["camera"].image_size if "camera" in encoders else None
         self.map_scope = heads["map"].output_scope if "map" in heads else None
+        self.reads_points = "lidar" in encoders or encoders["camera"].reads_points
 
     def forward(self, batch: SensorBatch) -> dict[str, Any]:
         """Run the network.

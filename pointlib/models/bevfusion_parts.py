@@ -87,6 +87,7 @@ class CameraEncoder(nn.ModuleDict):
         super().__init__({"backbone": backbone, "neck": neck, "vtransform": vtransform})
         self.view_shape = view_shape
         self.image_size = vtransform.image_size
+        self.reads_points = bool(vtransform.reads_points)
 
     def forward(self, batch: SensorBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """(B, C, X, Y) of a batch with cameras, and the losses of the view transform itself, if it has any."""

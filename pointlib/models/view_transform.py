@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,9 @@ class ViewTransform(nn.Module, ABC):
     The sorting of frustum points into cells is kept and used again while calibration and augmentation stay the same,
     so evaluation on one vehicle pays for it once.
     """
+
+    reads_points: ClassVar[bool] = False
+    """Whether points help to find the depth, or are what it is trained with."""
 
     dx: Tensor
     bx: Tensor
@@ -203,6 +206,8 @@ class DepthLSSTransform(ViewTransform):
     nearest counts, and points behind the camera are never drawn; in mit-han-lab/bevfusion the last one written counts,
     and points are moved in place by the augmentation.
     """
+
+    reads_points: ClassVar[bool] = True
 
     def build_nets(self) -> None:
         """See `ViewTransform.build_nets`."""

@@ -173,3 +173,15 @@ def test_wrong_sizes_are_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=message):
         build("bevfusion_det_cl", **changes)
+
+
+@pytest.mark.parametrize(
+    ("view_transform", "expected"), [("lss", False), ("depth_lss", True), ("bev_depth", True)]
+)
+def test_cameras_that_find_depth_with_points_ask_for_them(
+    view_transform: str, expected: bool
+) -> None:
+    with torch.device("meta"):
+        network = create_model("bevfusion_det_c", camera={"view_transform": view_transform})
+        assert network.reads_points == expected
+        assert create_model("bevfusion_det_l").reads_points
