@@ -87,14 +87,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         ValueError: The file is damaged, holds more than tensors and plain values, or is not pointlib's.
     """
     file = find_checkpoint(path)
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(
-            f"read_checkpoint: {file} must be a checkpoint of tensors and plain values, got a damaged or foreign "
-            f"file ({reason}); use another checkpoint of the run"
-        ) from error
+    content = load_tensors(file, "read_checkpoint")
     entry = content.get(ENTRY) if isinstance(content, dict) else None
     if not isinstance(entry, dict) or "network" not in entry or "state_dict" not in content:
         raise ValueError(
@@ -114,6 +107,27 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
         if key.startswith(NETWORK_PREFIX)
     }
     return Checkpoint(str(file), info, weights)
+
+
+def load_tensors(path: str | os.PathLike[str], caller: str) -> Any:
+    """What `torch.save` wrote, on the CPU; nothing in the file is executed.
+
+    Args:
+        path: The file.
+        caller: Name for messages.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: The file is damaged or holds more than tensors and plain values.
+    """
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"{caller}: {path} must be a checkpoint of tensors and plain values, got a damaged or foreign file, or "
+            f"one with code in it ({reason}); use another checkpoint"
+        ) from error
 
 
 def find_checkpoint(path: str | os.PathLike[str]) -> Path:
